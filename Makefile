@@ -1,0 +1,69 @@
+# Two commands do all set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-whole test-parts test-pure test-long faults check lint bench-streams pin generate clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo                      watch the loop learn once round (DATA=DIR OLD=n NEW=n for your own data)"
+	@echo "make test                      all tests, on real parts"
+	@echo "make faults                    a million events under 200 faults: lost, doubled, torn (EVENTS=n FAULTS=n SEED=n)"
+	@echo "make check                     lint, types, import direction and pure tests in seconds"
+	@echo "make bench-streams             how fast the data plane is, one JSON line per figure (a quarter of an hour)"
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + \
+	  "; name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "setting up $(VENV) (once; about a minute and 7 GB, most of it torch)" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)") $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW))
+
+# Side by side: the end-to-end tests mostly wait, for processes that start and for jobs that end.
+test: $(READY)
+	@$(MAKE) --no-print-directory -j2 test-whole test-parts
+
+test-whole: $(READY)
+	@$(BIN)/python -m pytest tests/e2e --durations=10
+
+test-parts: lint
+	@nice $(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/containers --durations=10
+
+test-long: $(READY)
+	@$(BIN)/python -m pytest -m long
+
+faults: $(READY)
+	@$(BIN)/python -m tests.faults $(if $(EVENTS),--events $(EVENTS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED))
+
+check: $(READY)
+	@$(MAKE) --no-print-directory -j2 lint test-pure
+
+test-pure: $(READY)
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m schemas.generate --check
+
+bench-streams: $(READY)
+	@$(BIN)/python -m tests.bench.streams $(if $(ONLY),--only $(ONLY))
+
+generate: $(READY)
+	@$(BIN)/python -m schemas.generate
+
+pin: $(READY)
+	@$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --upgrade requirements-dev.in -o requirements.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
