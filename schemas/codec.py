@@ -1,0 +1,235 @@
+"""Between events and Kafka records: JSON bodies under CloudEvents 1.0 headers (binary mode).
+
+`encode` makes a record's value and headers; `decode` takes them back into a typed event and its envelope.
+What cannot be decoded is a `ContractError` that names the field; nothing else is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from schemas import events
+from schemas.evolution import newest_versions
+from schemas.identity import uuid7_hex
+from schemas.topics import BY_NAME, TOPIC_OF
+
+Headers = list[tuple[str, bytes]]
+_NO_HEADERS: dict[str, Any] = {}
+
+
+class ContractError(ValueError):
+    """A record breaks the contract; the message says which type, field and what was expected."""
+
+
+# Structs, not dataclasses: a frozen dataclass takes five times as long to make, and these are made per record.
+class Envelope(msgspec.Struct, frozen=True, gc=False):
+    """Who said it, when, about what, and because of what: a record's CloudEvents attributes.
+
+    `time_ms` is Unix time in milliseconds. `subject` is an entity (model@version, shard, job), never a person.
+    """
+
+    id: str
+    type: str
+    source: str
+    time_ms: int
+    subject: str = ""
+    correlation_id: str = ""
+    causation_id: str = ""
+    traceparent: str = ""
+
+
+class Encoded(msgspec.Struct, frozen=True, gc=False):
+    """A record's value and headers, ready to be produced."""
+
+    value: bytes
+    headers: Headers
+    envelope: Envelope
+
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[str, msgspec.json.Decoder[Any]] = {
+    name: msgspec.json.Decoder(event) for name, event in events.BY_NAME.items()
+}
+# Looked up once, when this module is imported: the schema that what we write is written under.
+_dataschemas: dict[str, str] = {
+    name: f"schemas/published/{name}/{version}.json" for name, version in newest_versions().items()
+}
+
+
+def iso_time(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _parse_time(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:  # would be read in this machine's own zone
+            raise ValueError("no offset")
+        return int(moment.timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise ContractError(f"header ce_time: expected an RFC 3339 time, got {text!r}") from error
+
+
+def now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+def encode(
+    event: msgspec.Struct,
+    *,
+    source: str,
+    subject: str = "",
+    correlation_id: str = "",
+    causation_id: str = "",
+    traceparent: str = "",
+    event_id: str | None = None,
+    time_ms: int | None = None,
+) -> Encoded:
+    """Value and headers of one event. `event_id` is given where a replay must repeat it.
+
+    Raises `ContractError` for an event whose schema was never published.
+    """
+    kind = type(event).__name__
+    if kind not in _dataschemas:
+        raise ContractError(f"{kind}: no schema of it was published; run `python -m schemas.generate`")
+    envelope = Envelope(
+        id=event_id or uuid7_hex(), type=kind, source=source, time_ms=now_ms() if time_ms is None else time_ms,
+        subject=subject, correlation_id=correlation_id, causation_id=causation_id, traceparent=traceparent,
+    )
+    return Encoded(_encoder.encode(event), _headers(envelope), envelope)
+
+
+def _headers(envelope: Envelope) -> Headers:
+    pairs = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", envelope.id),
+        ("ce_type", envelope.type),
+        ("ce_source", f"tuneloop/{envelope.source}"),
+        ("ce_time", iso_time(envelope.time_ms)),
+        ("ce_dataschema", _dataschemas[envelope.type]),
+        ("content-type", "application/json"),
+        ("ce_subject", envelope.subject),
+        ("ce_correlationid", envelope.correlation_id),
+        ("ce_causationid", envelope.causation_id),
+        ("ce_traceparent", envelope.traceparent),
+    ]
+    return [(name, value.encode()) for name, value in pairs if value]
+
+
+def decode(
+    topic: str,
+    value: bytes,
+    headers: Iterable[tuple[str, Any]] | None,
+    *,
+    partition: int,
+    offset: int,
+    timestamp_ms: int,
+) -> tuple[Envelope, Any]:
+    """Envelope and typed event of one record (not a tombstone). Raises `ContractError`, nothing else."""
+    given = dict(headers) if headers else _NO_HEADERS
+    kind, decode_body = _route(topic, given.get("ce_type"))
+    try:
+        event = decode_body(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ContractError(f"{kind}: {error}") from error
+    identity = given.get("ce_id")
+    if not identity:
+        identity = f"{topic}/{partition}/{offset}"
+    if not given:  # the usual record of an application
+        return Envelope(identity, kind, "", timestamp_ms), event
+    return _envelope(kind, _text(identity, "ce_id"), given, timestamp_ms), event
+
+
+def body_decoder(kind: str) -> Callable[[bytes], Any]:
+    """What makes a typed event of a record's value alone. It raises `msgspec.DecodeError` where that breaks."""
+    return _decoders[kind].decode
+
+
+@lru_cache(maxsize=1024)
+def _route(topic: str, raw: Any) -> tuple[str, Callable[[bytes], Any]]:
+    """An event's name and its decoder's method by its topic and `ce_type`. What raises is not cached."""
+    kind = _text(raw, "ce_type") or _only_type(topic)
+    decoder, row = _decoders.get(kind), BY_NAME.get(topic)
+    if decoder is None or (row is not None and events.BY_NAME[kind] not in row.events):
+        raise ContractError(f"header ce_type: {kind!r} is not an event of topic {topic}")
+    return kind, decoder.decode
+
+
+def _envelope(kind: str, identity: str, given: Mapping[str, Any], timestamp_ms: int) -> Envelope:
+    time, source = given.get("ce_time"), given.get("ce_source")
+    subject, traceparent = given.get("ce_subject"), given.get("ce_traceparent")
+    correlation, causation = given.get("ce_correlationid"), given.get("ce_causationid")
+    return Envelope(
+        identity,
+        kind,
+        _source(source) if source else "",
+        _parse_time(_text(time, "ce_time")) if time else timestamp_ms,
+        _text(subject, "ce_subject") if subject else "",
+        _text(correlation, "ce_correlationid") if correlation else "",
+        _text(causation, "ce_causationid") if causation else "",
+        _text(traceparent, "ce_traceparent") if traceparent else "",
+    )
+
+
+@lru_cache(maxsize=1024)
+def _source(raw: Any) -> str:
+    return _text(raw, "ce_source").removeprefix("tuneloop/")
+
+
+def _text(raw: Any, name: str) -> str:
+    try:
+        return raw.decode() if isinstance(raw, bytes) else str(raw or "")
+    except UnicodeDecodeError as error:
+        raise ContractError(f"header {name}: expected UTF-8 text") from error
+
+
+def _only_type(topic: str) -> str:
+    row = BY_NAME.get(topic)
+    if row is not None and row.headerless:
+        return row.events[0].__name__
+    raise ContractError("header ce_type: missing, and this topic does not take records without headers")
+
+
+def key_of(event: msgspec.Struct, envelope: Envelope) -> str:
+    """The record key of an event, as `schemas.topics` lays it down for its topic."""
+    rule: Callable[[Any, Envelope], str] = _KEYS[type(event)]
+    return rule(event, envelope)
+
+
+_KEYS: dict[type[msgspec.Struct], Callable[[Any, Envelope], str]] = {
+    events.RecordSubmitted: lambda event, envelope: event.record_id or envelope.id,
+    events.ShardWritten: lambda event, _: event.shard_id,
+    events.JobRequested: lambda event, _: event.job_id,
+    events.JobProgressed: lambda event, _: event.job_id,
+    events.JobEnded: lambda event, _: event.job_id,
+    events.JobDeferred: lambda event, _: event.drift_id,
+    events.CandidateTrained: lambda event, _: event.job_id,
+    events.VerdictReached: lambda event, _: event.job_id,
+    events.ModelStateChanged: lambda event, _: f"model/{event.model}",
+    events.BaseRegistered: lambda event, _: f"base/{event.model}",
+    events.BaseAddRequested: lambda event, _: event.model,
+    events.RollbackRequested: lambda event, _: event.model,
+    events.TrainingRequested: lambda event, _: event.model,
+    events.DecisionMade: lambda event, _: event.model,
+    events.AdapterLoaded: lambda event, _: event.replica,
+    events.InferenceServed: lambda event, _: event.inference_id,
+    events.FeedbackGiven: lambda event, envelope: event.feedback_id or envelope.id,
+    events.PerformanceMeasured: lambda event, _: f"{event.model}@{event.version}",
+    events.DriftDetected: lambda event, _: event.drift_id,
+    events.ErasureRequested: lambda event, _: event.erasure_id,
+    events.ErasureCompleted: lambda event, _: f"{event.erasure_id}/receipt",
+}
+
+
+def topic_of(event: msgspec.Struct) -> str:
+    return TOPIC_OF[type(event)].name
+
+
+def unkeyed(types: Sequence[type[msgspec.Struct]] = events.EVENTS) -> list[str]:
+    """Events without a key rule: a contract test holds this empty."""
+    return [event.__name__ for event in types if event not in _KEYS]

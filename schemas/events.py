@@ -1,0 +1,476 @@
+"""The events: one frozen struct per past-tense fact. Every other form of them is derived from here.
+
+JSON Schemas, ClickHouse landing tables, Arrow schemas and the README's topic table are generated from
+these declarations (`python -m schemas.generate`). A struct is the JSON body of a Kafka record; who said it,
+when and because of what stands in the record's CloudEvents headers (`schemas.codec.Envelope`).
+
+Evolution: new fields are optional with a default, enumerations are open strings, nothing is retyped;
+anything else is a new event name (`schemas.evolution` refuses the rest).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+# gc=False: an event is a tree, so no cycle can keep it; the collector need not walk what arrives by the thousand.
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One turn of a conversation, in OpenAI's form."""
+
+    role: str
+    content: str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A fact about one model. `model` is the name an application asks for, such as `support`."""
+
+    model: str
+
+
+class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one committed Parquet shard lies and what it must hash to (sha256 of its bytes)."""
+
+    shard_id: str
+    path: str
+    digest: str
+    rows: int
+
+
+class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
+    """A list of shards, kept in the artifact store so that no event grows with the data.
+
+    The file at `path` (sha256 `digest`) is a JSON array of `ShardRef`.
+    """
+
+    path: str
+    digest: str
+    shards: int
+    rows: int
+
+
+# --- raw training data, processed dataset -----------------------------------------------------------
+
+
+class RecordSubmitted(Event, frozen=True, kw_only=True):
+    """One training record as it was submitted: by an import, by joined feedback, or by any Kafka client.
+
+    `kind` is sft | preference | kto. The context is `messages` (ending with the user's turn) or `prompt`;
+    the answer is `completion`, or the last assistant turn of `messages`. `chosen`/`rejected` belong to
+    preference, `label` to kto.
+    """
+
+    kind: str = "sft"
+    messages: list[Message] = []
+    prompt: str = ""
+    completion: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    label: bool | None = None
+    record_id: str = ""
+    subject_id: str = ""
+    conversation_id: str = ""
+    inference_id: str = ""
+    origin: str = "client"
+
+    def __post_init__(self) -> None:
+        if not self.messages and not self.prompt:
+            raise ValueError("`messages` or `prompt` is required")
+
+
+class ShardWritten(Event, frozen=True, kw_only=True):
+    """A Parquet shard of prepared rows is stored; written in one transaction with the offsets it covers.
+
+    `dropped` counts records that made no row, by reason; `contradictions` the rows that answer an earlier row's
+    question differently (the newest holds); `augmented` the rows that were made from others. A shard that was rewritten
+    to forget somebody is said again under its own id: `erased` rows fewer, the digest before it in `replaces`.
+    """
+
+    shard_id: str
+    path: str
+    digest: str
+    size_bytes: int
+    rows: int
+    rows_by_kind: dict[str, int]
+    rows_by_split: dict[str, int]
+    rows_by_class: dict[str, int] = {}
+    dropped: dict[str, int]
+    masked: dict[str, int] = {}
+    contradictions: int = 0
+    augmented: int = 0
+    erased: int = 0
+    replaces: str = ""
+    source_topic: str
+    source_partition: int
+    first_offset: int
+    last_offset: int
+    rules_version: str
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+class JobRequested(Event, frozen=True, kw_only=True):
+    """A fine-tuning job with all its inputs resolved to digests; `job_id` is the hash of those inputs.
+
+    `reason` is initial | drift | volume | age | person. `parent_digest` is the adapter training goes on
+    from ("" = from the base).
+    """
+
+    job_id: str
+    reason: str
+    base: str
+    base_path: str
+    base_digest: str
+    parent_version: int = 0
+    parent_path: str = ""
+    parent_digest: str = ""
+    new_data: ShardSet
+    replay_data: ShardSet | None = None
+    drift_id: str = ""
+    method: str = "lora"
+    recipe: dict[str, float] = {}
+
+
+class JobDeferred(Event, frozen=True, kw_only=True):
+    """A drift stays open: what it still waits for, in words, for each unmet condition."""
+
+    drift_id: str
+    waits_for: dict[str, str]
+    new_examples: int
+    min_new_examples: int
+
+
+class JobProgressed(Event, frozen=True, kw_only=True):
+    """Heartbeat of the training child. `phase` is started | loading | training | saving | evaluating."""
+
+    job_id: str
+    phase: str
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    examples_per_s: float | None = None
+    time_left_s: float | None = None
+
+
+class JobEnded(Event, frozen=True, kw_only=True):
+    """A job is over: `outcome` is succeeded | failed | cancelled, with the reason in words."""
+
+    job_id: str
+    outcome: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class CandidateTrained(Event, frozen=True, kw_only=True):
+    """An adapter stands in the artifact store, ready to be judged. `digest` is the hash of its files.
+
+    `fingerprint` holds logits of the trained adapter on a fixed probe prompt; whoever loads the adapter
+    must reproduce them.
+    """
+
+    job_id: str
+    digest: str
+    path: str
+    base: str
+    base_path: str
+    base_digest: str
+    parent_version: int
+    new_data: ShardSet
+    replay_data: ShardSet | None = None
+    method: str
+    examples: int
+    steps: int
+    tokens: int = 0
+    loss: float
+    seconds: float
+    fingerprint: list[float]
+    drift_id: str = ""
+
+
+# --- validation and registry ------------------------------------------------------------------------
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One statistical check of a verdict with the numbers it rests on."""
+
+    check: str
+    dataset: str
+    passed: bool
+    reason: str
+    n: int
+    n_required: int
+    champion_mean: float
+    candidate_mean: float
+    difference: float
+    bound: float
+    margin: float
+    discordance: float
+    power: float
+    confidence: float
+
+
+class VerdictReached(Event, frozen=True, kw_only=True):
+    """The gate's judgement of one candidate against the champion, or against the base where none serves."""
+
+    job_id: str
+    digest: str
+    passed: bool
+    reason: str
+    champion_version: int
+    checks: list[Check]
+    path: str
+    base: str
+    base_digest: str
+    fingerprint: list[float] = []
+    new_data: ShardSet
+    replay_data: ShardSet | None = None
+    drift_id: str = ""
+    seconds: float = 0.0
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """One numbered version of a model: an adapter on a base, its lineage and how it does live.
+
+    `erasures` names those that removed rows it had learned from.
+    """
+
+    version: int
+    digest: str
+    path: str
+    base: str
+    base_digest: str
+    job_id: str
+    fingerprint: list[float]
+    new_data: ShardSet
+    replay_data: ShardSet | None = None
+    correlation_id: str = ""
+    drift_id: str = ""
+    status: str = "serving"
+    quality: float | None = None
+    quality_n: int = 0
+    quality_low: float | None = None
+    quality_high: float | None = None
+    erasures: list[str] = []
+
+
+class ModelStateChanged(Event, frozen=True, kw_only=True):
+    """The whole state of one model after a change; 0 stands for "none" (the base answers)."""
+
+    base: str
+    epoch: int
+    champion: int
+    previous: int
+    challenger: int = 0
+    shares: dict[str, float] = {}
+    versions: list[Version]
+    change: str
+    reason: str
+
+
+class BaseRegistered(Event, frozen=True, kw_only=True):
+    """A base model stands in the artifact store; here `model` is the base's own name."""
+
+    path: str
+    digest: str
+    architecture: str
+    parameters: int
+    context_tokens: int
+
+
+class BaseAddRequested(Event, frozen=True, kw_only=True):
+    """Asks the registry to take in a base whose files already stand in the artifact store."""
+
+    path: str
+    digest: str
+    architecture: str
+    parameters: int
+    context_tokens: int
+
+
+class RollbackRequested(Event, frozen=True, kw_only=True):
+    """Asks the registry to serve `to_version` again (0 = the base, -1 = the previous champion).
+
+    `epoch` is the state the asker looked at; a stale one is refused. -1 = whatever stands.
+    """
+
+    to_version: int = -1
+    epoch: int = -1
+    reason: str = ""
+
+
+class TrainingRequested(Event, frozen=True, kw_only=True):
+    """A person asks for a job now, whatever the drift detector says.
+
+    `from_base`: train from the base on all there is, instead of going on from the production adapter (so that it
+    knows nothing of what was erased).
+    """
+
+    reason: str = ""
+    from_base: bool = False
+
+
+class DecisionMade(Event, frozen=True, kw_only=True):
+    """One line of the registry's history: promoted | refused | rolled-back | base-added | command-refused."""
+
+    decision: str
+    reason: str
+    version: int = 0
+    previous: int = 0
+    digest: str = ""
+    job_id: str = ""
+    drift_id: str = ""
+    epoch: int = 0
+
+
+class AdapterLoaded(Event, frozen=True, kw_only=True):
+    """A serving replica took a version into service, or says why it could not and what it serves instead."""
+
+    version: int
+    digest: str
+    replica: str
+    loaded: bool
+    reason: str = ""
+    seconds: float = 0.0
+
+
+# --- usage and monitoring ---------------------------------------------------------------------------
+
+
+class InferenceServed(Event, frozen=True, kw_only=True):
+    """One answer given to an application, with what it took."""
+
+    inference_id: str
+    version: int
+    requested: str
+    base: str
+    digest: str = ""
+    subject_id: str
+    conversation_id: str
+    messages: list[Message]
+    answer: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    latency_ms: float
+    first_token_ms: float
+    streamed: bool = False
+    temperature: float = 0.0
+    max_tokens: int = 0
+    replica: str = ""
+    labels: dict[str, str] = {}
+
+
+class FeedbackGiven(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What an application's user said of one answer.
+
+    `metric_name` is a metric configured for the model (a boolean or a number), or `demonstration` (the
+    right answer) or `preferred` (a better answer). It carries no model: the join knows it by `inference_id`.
+    """
+
+    inference_id: str
+    metric_name: str
+    value: bool | int | float | str
+    feedback_id: str = ""
+    subject_id: str = ""
+    conversation_id: str = ""
+    tags: dict[str, str] = {}
+
+
+class PerformanceMeasured(Event, frozen=True, kw_only=True):
+    """How one version does: over its life so far and over its most recent answers."""
+
+    version: int
+    metric: str
+    requests: int
+    feedback_share: float
+    quality_n: int
+    quality: float | None = None
+    quality_low: float | None = None
+    quality_high: float | None = None
+    recent_n: int = 0
+    recent_quality: float | None = None
+    recent_low: float | None = None
+    recent_high: float | None = None
+    rating: float | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_p99: float | None = None
+
+
+class DriftDetected(Event, frozen=True, kw_only=True):
+    """Live quality of a version fell below its own baseline; `drift_id` is the same on every replay."""
+
+    drift_id: str
+    version: int
+    metric: str
+    baseline: float
+    threshold: float
+    current: float
+    evidence: float
+    average_run_length: float
+    answers: int
+    first_partition: int
+    first_offset: int
+
+
+class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """A person asks to be forgotten, with whatever came and may still come under this subject id.
+
+    `subject_hash` is the keyed hash by which late records are recognised, `erasure_id` follows from it. Once all is
+    gone the request is said again without `subject_id`, under the same key, so that compaction takes that too; then
+    `inferences` is the path of a JSON array of the ids of the subject's inferences, for what comes late.
+    """
+
+    erasure_id: str
+    subject_hash: str
+    subject_id: str = ""
+    requested_by: str = ""
+    inferences: str = ""
+
+
+class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that learned from rows that are erased now."""
+
+    model: str
+    version: int
+    digest: str
+
+
+class ErasureCompleted(msgspec.Struct, frozen=True, kw_only=True):
+    """The receipt: nothing of the subject is left in topics, shards, tables or their files on disk.
+
+    `tombstones` counts records by topic; `shards` and `rows` what was rewritten; `adapters` learned from those rows.
+    """
+
+    erasure_id: str
+    subject_hash: str
+    tombstones: dict[str, int]
+    shards: int
+    rows: int
+    adapters: list[TaughtBy] = []
+    seconds: float = 0.0
+
+
+EVENTS: tuple[type[msgspec.Struct], ...] = (
+    RecordSubmitted,
+    ShardWritten,
+    JobRequested,
+    JobDeferred,
+    JobProgressed,
+    JobEnded,
+    CandidateTrained,
+    VerdictReached,
+    ModelStateChanged,
+    BaseRegistered,
+    BaseAddRequested,
+    RollbackRequested,
+    TrainingRequested,
+    DecisionMade,
+    AdapterLoaded,
+    InferenceServed,
+    FeedbackGiven,
+    PerformanceMeasured,
+    DriftDetected,
+    ErasureRequested,
+    ErasureCompleted,
+)
+BY_NAME: dict[str, type[msgspec.Struct]] = {event.__name__: event for event in EVENTS}
