@@ -1,0 +1,31 @@
+"""The one way to ClickHouse: an unchanged clickhouse-connect client on a URL."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+# It logs every refused connection as an error of its own; whoever connects is told by the exception.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+
+
+def connect(url: str, timeout_s: float = 30.0) -> Client:
+    """A client for `http://host:port`, waiting up to `timeout_s` for the server. Raises `ClickHouseError`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return clickhouse_connect.get_client(dsn=url, autogenerate_session_id=False, send_receive_timeout=60)
+        except ClickHouseError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def rows(client: Client, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    """A query's rows as dictionaries. `parameters` are server-side: `{name:Type}` in the SQL."""
+    return list(client.query(sql, parameters=parameters or None).named_results())

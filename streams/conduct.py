@@ -1,0 +1,182 @@
+"""`conduct`: decides when a job runs. One job per drift, never before it has earned one.
+
+A Faust application. Reads `monitor.drift` and `models.commands` (both written without transactions, so that
+reading uncommitted records is harmless); asks ClickHouse for the rest (`streams.situation`). Writes
+`training.jobs`, and `JobDeferred` to `training.progress` while a drift waits.
+
+State: the latest wish per model, in a Faust table that only the agents write (a timer may not). Whether a wish
+got its job is read from the jobs themselves, so a crash in between cannot ask twice: same inputs, same job id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from faust.app import App
+
+from schemas.codec import ContractError, now_ms
+from schemas.events import DriftDetected, JobDeferred, JobRequested, ShardRef, TrainingRequested
+from schemas.identity import content_hash, job_id
+from schemas.policy import ModelPolicy
+from streams import kafka
+from streams.artifacts import ArtifactStore, put_shard_set
+from streams.conditions import needed, waits_for
+from streams.dead_letters import dead_letter
+from streams.faust_app import Sender, bytes_topic, faust_app, record_of
+from streams.kafka import Out, Record
+from streams.situation import Facts, Knowledge
+
+log = logging.getLogger(__name__)
+GROUP = "conduct"
+TICK_S = 0.25
+DEFER_EVERY_MS = 2_000
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody's wish for a job; `because` is the id of what asked for it: a drift, a command, the first data."""
+
+    reason: str
+    because: str
+    asked_ms: int
+    correlation_id: str = ""
+    drift_id: str = ""
+    from_base: bool = False
+
+
+@dataclass(frozen=True)
+class Requested:
+    """Jobs asked for by this process that may not have landed in ClickHouse yet."""
+
+    at_ms: dict[str, int]
+    answered: dict[str, str]
+
+
+def initial_wish(model: str, first_shards: list[str]) -> Wish:
+    return Wish(reason="initial", because="initial-" + content_hash(model, first_shards[:1]), asked_ms=0)
+
+
+def request(model: str, policy: ModelPolicy, wish: Wish, facts: Facts, store: ArtifactStore) -> JobRequested:
+    """The job that a wish becomes, all inputs resolved to digests. `facts.base` must be known."""
+    assert facts.base is not None, "a wish without a base is still waiting"
+    parent = None if wish.from_base else facts.champion
+    new = [shard.ref for shard in facts.new]
+    replay: list[ShardRef] = facts.replay
+    if wish.from_base:  # nothing is old to a model that knows nothing
+        new, replay = [*replay, *new], []
+    new_data = put_shard_set(store, model, new)
+    replay_data = put_shard_set(store, model, replay) if replay else None
+    digests = [new_data.digest, replay_data.digest if replay_data else ""]
+    identity = job_id(
+        model, facts.base.digest, parent.digest if parent else "", digests, "lora", policy.recipe, wish.because
+    )
+    return JobRequested(
+        model=model, job_id=identity, reason=wish.reason, base=policy.base, base_path=facts.base.path,
+        base_digest=facts.base.digest, parent_version=parent.version if parent else 0,
+        parent_path=parent.path if parent else "", parent_digest=parent.digest if parent else "",
+        new_data=new_data, replay_data=replay_data, drift_id=wish.drift_id, recipe=policy.recipe,
+    )
+
+
+class Conductor:
+    """Takes wishes from events, and at every tick asks whether one has earned its job. Sends what comes of it."""
+
+    def __init__(
+        self, policies: Mapping[str, ModelPolicy], knowledge: Knowledge, store: ArtifactStore,
+        wishes: MutableMapping[bytes, bytes], send: Callable[[Out], Awaitable[Any]],
+    ) -> None:
+        self._policies, self._knowledge, self._store = policies, knowledge, store
+        self._wishes, self._send = wishes, send
+        self._deferred_at: dict[str, tuple[int, dict[str, str]]] = {}
+        self._requested: dict[str, Requested] = {name: Requested({}, {}) for name in policies}
+
+    async def take(self, record: Record) -> None:
+        """Note the wish in a record, if there is one."""
+        if record.value is None:
+            return
+        try:
+            envelope, fact = kafka.decode(record)
+        except ContractError as error:
+            await self._send(dead_letter(GROUP, record, str(error)))
+            return
+        if isinstance(fact, DriftDetected):
+            self._open(fact.model, Wish(reason="drift", because=fact.drift_id, asked_ms=envelope.time_ms,
+                                        correlation_id=envelope.correlation_id, drift_id=fact.drift_id))
+        elif isinstance(fact, TrainingRequested):
+            self._open(fact.model, Wish(reason="person", because=envelope.id, asked_ms=envelope.time_ms,
+                                        correlation_id=envelope.id, from_base=fact.from_base))
+
+    def _open(self, model: str, wish: Wish) -> None:
+        known = self._current(model)
+        if known is None or known.because != wish.because:
+            self._wishes[model.encode()] = msgspec.json.encode(wish)
+
+    def _current(self, model: str) -> Wish | None:
+        data = self._wishes.get(model.encode())
+        return msgspec.json.decode(data, type=Wish) if data else None
+
+    async def tick(self) -> None:
+        for model, policy in self._policies.items():
+            await self._consider(model, policy)
+
+    async def _consider(self, model: str, policy: ModelPolicy) -> None:
+        mine = self._requested[model]
+        facts = await asyncio.to_thread(self._knowledge.facts, model, policy, mine.at_ms)
+        answered = facts.answered | mine.answered.keys()
+        wish = self._current(model)
+        if (wish is None or wish.because in answered) and facts.situation.champion == 0 and facts.new:
+            wish = initial_wish(model, [facts.new[0].ref.shard_id, str(facts.situation.last_job_ms)])
+        if wish is None or wish.because in answered:
+            return
+        if unmet := waits_for(facts.situation, policy, now_ms(), needs_new=not wish.from_base):
+            await self._defer(model, policy, wish, facts, unmet)
+            return
+        job = await asyncio.to_thread(request, model, policy, wish, facts, self._store)
+        await self._send(kafka.out(job, source=GROUP, subject=job.job_id, causation_id=wish.because,
+                                   correlation_id=wish.correlation_id or job.job_id, event_id=job.job_id))
+        mine.at_ms[job.job_id] = now_ms()
+        mine.answered[wish.because] = job.job_id
+        log.info("%s: %s asked for (%s)", model, job.job_id, wish.reason)
+
+    async def _defer(self, model: str, policy: ModelPolicy, wish: Wish, facts: Facts, unmet: dict[str, str]) -> None:
+        said_ms, said = self._deferred_at.get(wish.because, (0, {}))
+        due = unmet.keys() != said.keys() or (unmet != said and now_ms() - said_ms >= DEFER_EVERY_MS)
+        if wish.reason == "initial" or not due:
+            return
+        self._deferred_at[wish.because] = now_ms(), unmet
+        event = JobDeferred(
+            model=model, drift_id=wish.drift_id or wish.because, waits_for=unmet,
+            new_examples=facts.situation.new_examples, min_new_examples=needed(facts.situation, policy),
+        )
+        await self._send(kafka.out(event, source=GROUP, subject=event.drift_id, correlation_id=wish.correlation_id,
+                                   causation_id=wish.because))
+
+
+def build(
+    bootstrap: str, policies: Mapping[str, ModelPolicy], knowledge: Knowledge, store: ArtifactStore, data_dir: str,
+    replication: int = 1,
+) -> App:
+    """The Faust application."""
+    app = faust_app(GROUP, bootstrap, data_dir, 1, replication)
+    wishes = app.Table("wishes", key_type=bytes, value_type=bytes, partitions=1)
+    conductor = Conductor(policies, knowledge, store, wishes, Sender(app).send)
+
+    @app.agent(bytes_topic(app, "monitor.drift"), name="drifts")
+    async def take_drift(stream: Any) -> None:
+        async for event in stream.events():
+            await conductor.take(record_of(event, "monitor.drift"))
+
+    @app.agent(bytes_topic(app, "models.commands"), name="commands")
+    async def take_command(stream: Any) -> None:
+        async for event in stream.events():
+            await conductor.take(record_of(event, "models.commands"))
+
+    @app.timer(TICK_S)
+    async def tick() -> None:
+        await conductor.tick()
+
+    return app

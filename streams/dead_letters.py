@@ -1,0 +1,66 @@
+"""Dead letters: a record that breaks the contract leaves the stream with its reason, and its bytes untouched.
+
+Bounded: a consumer whose input turns to garbage stops with an error instead of draining its topic into the
+dead letters (`Budget`). What is read out of them and put back is `streams.replay`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from schemas.topics import dead_letters
+from streams.kafka import Out, Record
+
+ERRORS = "__connect.errors."
+ORIGINAL = "tuneloop.original."
+# Headers of these names are a letter's own. A record that comes with such (somebody copied a letter by hand) loses
+# them here: nobody could tell them from ours afterwards.
+RESERVED = (ERRORS, ORIGINAL)
+
+
+class PoisonedError(RuntimeError):
+    """Too many records in a row, or too large a share of the last ones, had to be refused."""
+
+
+class Budget:
+    """How much garbage is bearable: a run in a row, and a share of the most recent records."""
+
+    def __init__(self, max_run: int = 1_000, max_share: float = 0.5, window: int = 2_000) -> None:
+        self._max_run, self._max_share = max_run, max_share
+        self._recent: deque[bool] = deque(maxlen=window)
+        self._run = self._refused = 0
+
+    def count(self, refused: bool) -> None:
+        """Count one record. Raises `PoisonedError` where a bound is passed."""
+        self._run = self._run + 1 if refused else 0
+        full = len(self._recent) == self._recent.maxlen
+        self._refused += refused - (self._recent[0] if full else 0)  # counted, not summed: this runs for every record
+        self._recent.append(refused)
+        full = len(self._recent) == self._recent.maxlen
+        if self._run > self._max_run or (full and self._refused > self._max_share * len(self._recent)):
+            raise PoisonedError(
+                f"{self._refused} of the last {len(self._recent)} records were refused, {self._run} in a row: "
+                "stopped before the whole topic becomes dead letters; mend the producer, then start again"
+            )
+
+
+def dead_letter(group: str, record: Record, reason: str, exception: str = "ContractError") -> Out:
+    """The dead letter of one record: keyed by its origin, so that a replayed refusal writes the same letter.
+
+    `tuneloop.original.key` (raw bytes; left out where the record had no key) and `tuneloop.original.timestamp` (Unix
+    time in ms) keep what the letter's own key and time have displaced.
+    """
+    headers = [(name, value) for name, value in record.headers if not name.startswith(RESERVED)]
+    headers += [
+        (ERRORS + "topic", record.topic.encode()),
+        (ERRORS + "partition", str(record.partition).encode()),
+        (ERRORS + "offset", str(record.offset).encode()),
+        (ERRORS + "connector.name", group.encode()),
+        (ERRORS + "stage", b"VALUE_CONVERTER"),
+        (ERRORS + "exception.class.name", exception.encode()),
+        (ERRORS + "exception.message", reason.encode()),
+        (ORIGINAL + "timestamp", str(record.timestamp_ms).encode()),
+    ]
+    if record.key is not None:
+        headers.append((ORIGINAL + "key", record.key))
+    return Out(dead_letters(group).name, record.origin.encode(), record.value, headers)

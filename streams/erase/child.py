@@ -1,0 +1,131 @@
+"""The work of one erasure, in the warm child of the long-job loop. Each step may be done again after a crash.
+
+Order, and why: (1) consumers know of the request, so nothing new of the subject becomes durable; (2) deletions go to
+the partitions that hold their records; (3) every consumer has passed these, so tables and shards that could still
+change do not; (4) shards, ClickHouse, (5) compaction, (6) the request itself loses the subject's name. The receipt is
+the loop's, after all this.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from schemas.events import ErasureRequested, ShardWritten
+from streams import erased, failpoints, kafka
+from streams.artifacts import ArtifactStore
+from streams.clickhouse import connect
+from streams.erase import shards, tables
+from streams.erase.compact import compact_away
+from streams.erase.find import Place, Subject, deleted_already, find, still_stored
+from streams.erase.keepers import delete, wait_until_passed
+from streams.prepare.step import read_committed_shards
+from streams.register import read_registry
+
+log = logging.getLogger(__name__)
+SOURCE = "erase"
+WAIT_S = 900.0
+Report = Callable[[Any], None]
+
+
+def make(bootstrap: str, clickhouse: str, artifacts: str) -> Callable[[Any, Report], Any]:
+    """The function that the child runs for each request."""
+    store = ArtifactStore(artifacts)
+
+    def work(request: Any, report: Report) -> Any:
+        return Erasure(bootstrap, clickhouse, store, request, report).done()
+
+    return work
+
+
+class Erasure:
+    """One request (an `ErasureRequested` as plain values, with `asked_ms`), carried out."""
+
+    def __init__(self, bootstrap: str, clickhouse: str, store: ArtifactStore, request: Any, report: Report) -> None:
+        self._bootstrap, self._clickhouse, self._store, self._report = bootstrap, clickhouse, store, report
+        self._asked_ms: int = request["asked_ms"]
+        self._event = msgspec.convert(request["event"], ErasureRequested)
+        known = erased.read_inferences(store, self._event.inferences) if self._event.inferences else []
+        self._subject = Subject(self._event.subject_id, known)
+        self._doomed: dict[Place, set[bytes]] = {}
+        self._counted: Counter[str] = Counter()
+        self._rows = 0
+
+    def done(self) -> dict[str, Any]:
+        """What the receipt says. Where the request has lost its subject all is done, and noted what was."""
+        if not self._event.subject_id:
+            return msgspec.json.decode(self._store.read_bytes(self._notes))  # type: ignore[no-any-return]
+        time.sleep(max(0.0, self._asked_ms / 1000 + 3 * erased.STALE_S - time.time()))
+        # What an attempt before this one deleted and did not see compacted.
+        self._doomed = deleted_already(self._bootstrap, self._subject)
+        self._delete_records()
+        changed, taught = self._rewrite_shards()
+        self._say("tables")
+        tables.delete_rows(connect(self._clickhouse), self._event.subject_id, self._subject.inferences)
+        self._say("compaction")
+        left = lambda: still_stored(self._bootstrap, self._doomed)  # noqa: E731
+        compact_away(self._bootstrap, list(self._doomed), self._event.erasure_id, left)
+        failpoints.hit("erase.compacted")
+        said = {"tombstones": self._counted, "shards": changed, "adapters": taught, "rows": self._rows}
+        self._store.put_bytes(self._notes, msgspec.json.encode(said))
+        self._forget_the_name()
+        return msgspec.to_builtins(said)  # type: ignore[no-any-return]
+
+    @property
+    def _notes(self) -> str:
+        return f"erasures/{self._event.erasure_id}.notes.json"
+
+    def _say(self, phase: str) -> None:
+        log.info("%s: %s", self._event.erasure_id, phase)
+        self._report({"phase": phase})
+
+    def _delete_records(self) -> None:
+        """Until no more of theirs is found: what was in flight when one look was taken is found by the next."""
+        while True:
+            self._say("records")
+            found = find(self._bootstrap, self._subject)
+            if not found.keys:
+                return
+            for place, keys in found.keys.items():
+                self._doomed[place] = self._doomed.get(place, set()) | keys
+            self._counted.update(found.count())
+            marks = delete(self._bootstrap, found.keys)
+            failpoints.hit("erase.deleted")
+            self._say("consumers")
+            wait_until_passed(self._bootstrap, marks, WAIT_S)
+
+    def _rewrite_shards(self) -> tuple[list[ShardWritten], list[Any]]:
+        self._say("shards")
+        now_s = time.time()
+        committed = read_committed_shards(self._bootstrap)
+        changed = shards.rewrite(self._store, committed, self._event.subject_id, self._subject.inferences)
+        self._rows = sum(after.erased for after in changed)
+        named = {after.path for after in changed}
+        failpoints.hit("erase.rewritten")
+        shards.sweep(
+            self._store, lambda: named | {one.path for one in read_committed_shards(self._bootstrap)}, now_s
+        )
+        models, _ = read_registry(self._bootstrap)
+        return changed, shards.taught(self._store, models.values(), {one.shard_id for one in changed})
+
+    def _forget_the_name(self) -> None:
+        """Say the request again without the subject, and have Kafka drop what was said before."""
+        self._say("request")
+        path = erased.put_inferences(self._store, self._event.erasure_id, self._subject.inferences)
+        nameless = msgspec.structs.replace(self._event, subject_id="", inferences=path)
+        client = kafka.producer(self._bootstrap)
+        said = kafka.out(nameless, source=SOURCE, subject=nameless.erasure_id, time_ms=self._asked_ms)
+        kafka.produce(client, said)
+        if client.flush(30):
+            raise TimeoutError("the request was not acknowledged within 30 s")
+        compact_away(self._bootstrap, [(erased.TOPIC, 0)], self._event.erasure_id, lambda: self._named(said.key))
+
+    def _named(self, key: bytes | None) -> int:
+        """How many records of this request still hold the subject's name."""
+        said = [record for record in kafka.read_to_end(self._bootstrap, erased.TOPIC) if record.key == key]
+        return sum(self._subject.in_bytes(record.value or b"") for record in said)

@@ -1,0 +1,80 @@
+"""`erase`, the parent's side: takes requests, publishes rewritten shards and the receipt in one transaction.
+
+Reads `subjects.erasures`; writes `training.shards`, `subjects.erasures` and, where a model's policy says so, asks for
+a job that trains the model anew without what was erased (`models.commands`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from schemas.codec import Envelope
+from schemas.events import ErasureCompleted, ErasureRequested, ShardWritten, TaughtBy, TrainingRequested
+from schemas.policy import ModelPolicy
+from streams import kafka
+from streams.kafka import Out
+
+log = logging.getLogger(__name__)
+GROUP, TOPIC, SOURCE = "erase", "subjects.erasures", "erase"
+
+
+class EraseJob:
+    """The job of the long-job loop; see `streams.long_job.Job`."""
+
+    def __init__(self, bootstrap: str, policies: Mapping[str, ModelPolicy]) -> None:
+        self._bootstrap, self._policies = bootstrap, policies
+        self._current: tuple[Envelope, ErasureRequested] | None = None
+
+    def accept(self, envelope: Envelope, event: ErasureRequested | ErasureCompleted) -> Any | None:
+        """A request that has lost its subject is our own child's: it matters where its receipt was never given."""
+        if isinstance(event, ErasureCompleted):
+            return None
+        if not event.subject_id and receipt(self._bootstrap, event.erasure_id):
+            return None
+        self._current = envelope, event
+        return {"event": msgspec.to_builtins(event), "asked_ms": envelope.time_ms}
+
+    def progress(self, message: Any, elapsed_s: float) -> list[Out]:
+        return []
+
+    def finished(self, result: Any, elapsed_s: float) -> list[Out]:
+        envelope, event = self._now()
+        if isinstance(result, Exception):
+            # No receipt, and no offset: ending here makes the supervisor start anew and the request come again.
+            raise RuntimeError(f"{event.erasure_id}: {result}")
+        shards = [msgspec.convert(one, ShardWritten) for one in result["shards"]]
+        adapters = [msgspec.convert(one, TaughtBy) for one in result["adapters"]]
+        receipt = ErasureCompleted(
+            erasure_id=event.erasure_id, subject_hash=event.subject_hash, tombstones=result["tombstones"],
+            shards=len(shards), rows=result["rows"], adapters=adapters, seconds=elapsed_s,
+        )
+        log.info("%s: done, %d shards rewritten in %.0f s", event.erasure_id, len(shards), elapsed_s)
+        retrain = sorted({one.model for one in adapters if self._retrains(one.model)})
+        again = [TrainingRequested(model=name, reason=event.erasure_id, from_base=True) for name in retrain]
+        return [self._out(fact, envelope) for fact in (*shards, receipt, *again)]
+
+    def _retrains(self, model: str) -> bool:
+        return model in self._policies and self._policies[model].retrain_after_erasure
+
+    def _now(self) -> tuple[Envelope, ErasureRequested]:
+        assert self._current is not None, "a result without a request"
+        return self._current
+
+    def _out(self, event: msgspec.Struct, cause: Envelope) -> Out:
+        subject = getattr(event, "shard_id", "") or getattr(event, "erasure_id", "") or getattr(event, "model", "")
+        return kafka.out(event, source=SOURCE, subject=subject, correlation_id=cause.id, causation_id=cause.id)
+
+
+def receipt(bootstrap: str, erasure_id: str) -> ErasureCompleted | None:
+    """The receipt of an erasure, None where there is none yet."""
+    found = None
+    for record in kafka.read_to_end(bootstrap, TOPIC):
+        if record.value is not None:
+            _, event = kafka.decode(record)
+            if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:
+                found = event
+    return found

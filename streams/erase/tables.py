@@ -1,0 +1,66 @@
+"""Taking a subject's rows out of ClickHouse, and the parts that still hold them off the disk."""
+
+from __future__ import annotations
+
+import time
+
+from clickhouse_connect.driver.client import Client
+
+from schemas.landing import DATABASE, table_name
+from schemas.topics import TOPICS
+from streams.clickhouse import rows
+
+# Tables with a person's words: their column of the inference, which alone leads to feedback without a subject.
+PERSONAL = [
+    (table_name(event), "inference_id" if "inference_id" in event.__struct_fields__ else "")
+    for topic in TOPICS if topic.personal and topic.name != "subjects.erasures"
+    for event in topic.events
+]  # fmt: skip
+
+
+def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s: float = 300.0) -> None:
+    """Return once no row of the subject is left, nor any file that held one. Raises `TimeoutError`."""
+    for table, inference in PERSONAL:
+        theirs = "subject_id = {subject:String}"
+        if inference:
+            theirs += f" OR (inference_id != '' AND {inference} IN {{inferences:Array(String)}})"
+        client.command(
+            f"ALTER TABLE {DATABASE}.{table} DELETE WHERE {theirs}",
+            parameters={"subject": subject_id, "inferences": sorted(inferences)}, settings={"mutations_sync": 2},
+        )
+        # A table keeps the text of its last statement of this kind: let that be one that names nobody.
+        client.command(f"ALTER TABLE {DATABASE}.{table} DELETE WHERE _offset < 0", settings={"mutations_sync": 2})
+    _wait_for_old_parts(client, timeout_s)
+    _wait_for_statements(client, subject_id, timeout_s)
+
+
+def _wait_for_old_parts(client: Client, timeout_s: float) -> None:
+    """Parts that a mutation or a merge replaced lie on the disk until a cleaner comes by."""
+    deadline = time.monotonic() + timeout_s
+    names = [table for table, _ in PERSONAL]
+    since = rows(client, "SELECT now() AS now")[0]["now"]
+    while True:
+        old = rows(
+            client,
+            "SELECT count() AS n FROM system.parts WHERE database = {database:String} AND NOT active "
+            "AND table IN {tables:Array(String)} AND remove_time <= {since:DateTime}",
+            database=DATABASE, tables=names, since=since,
+        )
+        if not old[0]["n"]:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{old[0]['n']} replaced parts of {', '.join(names)} are still on disk")
+        time.sleep(0.5)
+
+
+def _wait_for_statements(client: Client, subject_id: str, timeout_s: float) -> None:
+    """The text of a finished deletion is kept in a file until a cleaner comes by, too."""
+    deadline = time.monotonic() + timeout_s
+    asked = (
+        "SELECT count() AS n FROM system.mutations WHERE database = {database:String} "
+        "AND position(command, {subject:String}) > 0"
+    )
+    while rows(client, asked, database=DATABASE, subject=subject_id)[0]["n"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the deletions' own text is still on disk after {timeout_s:.0f} s")
+        time.sleep(0.5)

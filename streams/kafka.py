@@ -1,0 +1,249 @@
+"""Kafka clients with this project's settings, and the one way to publish an event.
+
+Everything here talks to a bootstrap address; nothing knows who started the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from schemas import codec
+from schemas.topics import all_topics
+
+log = logging.getLogger(__name__)
+EX_TEMPFAIL = 75
+# Transactions take milliseconds. One that hangs must be over, its process started again and its partitions read again
+# within the 10 s in which every fault is to be mended, and before the coordinator would abort it of its own accord.
+TRANSACTION_LIMIT_S = 6.0
+LEAVE_LIMIT_S = 1.0
+# A commit waits for a broker that is away, and answers once the session is lost; it has no time-out of its own.
+COMMIT_LIMIT_S = 20.0
+# With the defaults (45 s, 60 s) a crashed consumer's partitions stay unread for a minute.
+SESSION_TIMEOUT_MS = 6_000
+TRANSACTION_TIMEOUT_MS = 10_000
+# The default of 10 s has a client look the other way for that long when the broker is back.
+RECONNECT_MS = 1_000
+# Messages asked for at a time: what 250 of them bring still lies in the processor's cache when it is decoded. At 1,000
+# records under 8 headers take half as long again.
+CONSUME_RECORDS = 250
+# Kafka's own partitioner, so that Java clients, Faust and we agree on where a key lives.
+PARTITIONER = "murmur2_random"
+
+
+# Structs, not dataclasses: a frozen dataclass takes five times as long to make, and these are made per record.
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One consumed record, as plain values. `value` is None for a tombstone; `timestamp_ms` is Unix time."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, Any]]
+
+    @property
+    def origin(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class Out(msgspec.Struct, frozen=True, gc=False):
+    """One record to produce. `partition` None leaves it to the partitioner, `timestamp_ms` None to the client."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, Any]] = []
+    partition: int | None = None
+    timestamp_ms: int | None = None
+
+
+def record_of(message: Message) -> Record:
+    return Record(  # by position: this runs for every record
+        message.topic() or "", message.partition() or 0, message.offset() or 0, message.timestamp()[1], message.key(),
+        message.value(), message.headers() or [],  # type: ignore[arg-type]
+    )
+
+
+def decode(record: Record) -> tuple[codec.Envelope, Any]:
+    """Envelope and event of a record that is not a tombstone. Raises `schemas.codec.ContractError`."""
+    if record.value is None:
+        raise codec.ContractError("a tombstone carries no event")
+    return codec.decode(
+        record.topic, record.value, record.headers,
+        partition=record.partition, offset=record.offset, timestamp_ms=record.timestamp_ms,
+    )
+
+
+def out(event: msgspec.Struct, *, source: str, partition: int | None = None, **attributes: Any) -> Out:
+    """An event as a record for its topic: key by `schemas.codec.key_of`, CloudEvents headers."""
+    encoded = codec.encode(event, source=source, **attributes)
+    key = codec.key_of(event, encoded.envelope).encode()
+    return Out(codec.topic_of(event), key, encoded.value, encoded.headers, partition)
+
+
+def produce(client: Producer, record: Out, on_delivery: Any = None) -> None:
+    """Enqueue one record, waiting for room in the client's queue where it is full."""
+    where: dict[str, Any] = {} if record.partition is None else {"partition": record.partition}
+    if record.timestamp_ms is not None:
+        where["timestamp"] = record.timestamp_ms
+    while True:
+        try:
+            client.produce(
+                record.topic, value=record.value, key=record.key, headers=record.headers,
+                on_delivery=on_delivery, **where,
+            )
+        except BufferError:
+            client.poll(0.1)
+        else:
+            client.poll(0)
+            return
+
+
+def producer(
+    bootstrap: str, *, transactional_id: str | None = None, linger_ms: int = 5, **overrides: Any
+) -> Producer:
+    """An idempotent producer; transactional where an id is given."""
+    settings: dict[str, Any] = {
+        "bootstrap.servers": bootstrap, "enable.idempotence": True, "partitioner": PARTITIONER,
+        "linger.ms": linger_ms, "compression.type": "lz4", "reconnect.backoff.max.ms": RECONNECT_MS,
+    }
+    if transactional_id:
+        settings |= {"transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
+    return Producer(settings | overrides)
+
+
+def consumer(bootstrap: str, group: str, **overrides: Any) -> Consumer:
+    """A read-committed consumer that commits nothing by itself and starts at the beginning."""
+    return Consumer(
+        {
+            "bootstrap.servers": bootstrap, "group.id": group, "isolation.level": "read_committed",
+            "enable.auto.commit": False, "auto.offset.reset": "earliest",
+            "session.timeout.ms": SESSION_TIMEOUT_MS, "max.poll.interval.ms": 60_000,
+            # The default of 3 s leaves no room for a late heartbeat within so short a session.
+            "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 3,
+            # Left at 1000 ms, this backoff costs five times the throughput.
+            "fetch.queue.backoff.ms": 10, "fetch.wait.max.ms": 100, "reconnect.backoff.max.ms": RECONNECT_MS,
+            **overrides,
+        }
+    )
+
+
+def messages_of(batch: list[Message]) -> list[Record]:
+    """The records of a consumed batch. Raises `KafkaException` for an error the client cannot mend itself."""
+    records = []
+    for message in batch:
+        error = message.error()
+        if error is None:
+            records.append(record_of(message))
+        elif error.code() not in (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+            raise KafkaException(error)
+    return records
+
+
+def positions(client: Consumer) -> list[TopicPartition]:
+    """Where each assigned partition goes on. Not last offset + 1: control markers take offsets too."""
+    return [position for position in client.position(client.assignment()) if position.offset >= 0]
+
+
+@contextmanager
+def at_most(limit_s: float, what: str, client: Consumer | None = None) -> Iterator[None]:
+    """End this process, to be started again, where the block takes longer; `client` leaves its group before.
+
+    A transactional request that meets the death of a broker may never return, whatever its own time-out is
+    (seen: send_offsets_to_transaction, librdkafka 2.16); no exception reaches a thread that waits there.
+    """
+
+    def give_up() -> None:
+        log.critical("%s did not return within %.0f s: ending this process", what, limit_s)
+        if client is not None:
+            # A member that goes without a word holds its partitions until its session has run out.
+            leaving = threading.Thread(target=client.close, daemon=True)
+            leaving.start()
+            leaving.join(LEAVE_LIMIT_S)
+        os._exit(EX_TEMPFAIL)
+
+    timer = threading.Timer(limit_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def commit_idle(client: Consumer, before: set[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
+    """Commit positions that moved while no record came: behind control markers and aborted transactions.
+
+    `before` is what the last call returned. Only for a loop that has no record in hand.
+    """
+    places = positions(client)
+    now = {(place.topic, place.partition, place.offset) for place in places}
+    if now - before:
+        try:
+            with at_most(COMMIT_LIMIT_S, "a commit", client):
+                client.commit(offsets=places, asynchronous=False)
+        except KafkaException:  # a rebalance is under way; the lag shows until the next record
+            return before
+    return now
+
+
+def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0) -> None:
+    """Create every topic of `schemas.topics` that does not exist yet. Raises `KafkaException`."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    existing = set(admin.list_topics(timeout=timeout_s).topics)
+    missing = [
+        NewTopic(topic.name, topic.partitions, replication, config=topic.config())
+        for topic in all_topics()
+        if topic.name not in existing
+    ]
+    for future in admin.create_topics(missing).values() if missing else ():
+        try:
+            future.result(timeout_s)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+
+def partitions_of(client: Consumer, topic: str, timeout_s: float = 15.0) -> list[int]:
+    """Raises `KafkaException` where the topic is not there: to its readers that is not the same as empty."""
+    metadata = client.list_topics(topic, timeout=timeout_s).topics[topic]
+    if metadata.error is not None:
+        raise KafkaException(metadata.error)
+    return sorted(metadata.partitions)
+
+
+def read_to_end(
+    bootstrap: str, topic: str, partitions: list[int] | None = None, timeout_s: float = 30.0
+) -> Iterator[Record]:
+    """Every committed record of a topic as it stands now, without a group. Raises `TimeoutError`."""
+    reader = consumer(bootstrap, "unused-no-group", **{"enable.partition.eof": True})
+    try:
+        wanted = partitions_of(reader, topic) if partitions is None else partitions
+        reader.assign([TopicPartition(topic, number, 0) for number in wanted])
+        left, idle_s = set(wanted), 0.0
+        while left:
+            message = reader.poll(0.5)
+            idle_s = idle_s + 0.5 if message is None else 0.0
+            if idle_s > timeout_s:
+                raise TimeoutError(f"{topic}: no end of partitions {sorted(left)} within {timeout_s} s")
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                yield record_of(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard(message.partition())
+    finally:
+        reader.close()
+

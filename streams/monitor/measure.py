@@ -1,0 +1,186 @@
+"""Measuring: each version's live quality, rating, latency and volume, and the drift alarm.
+
+Reads ClickHouse (`tuneloop.scored_answers` and the landing tables), writes `PerformanceMeasured` and
+`DriftDetected`. Nothing is kept between looks that ClickHouse does not hold: the detector's state is computed
+again from the version's scored answers in the order (time, partition, offset), so a restart or a replay
+raises the same alarm with the same id.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+from confluent_kafka import Producer
+
+from schemas.events import DriftDetected, PerformanceMeasured
+from schemas.identity import drift_id
+from schemas.policy import ModelPolicy
+from streams import kafka, metrics
+from streams.clickhouse import rows
+from streams.monitor.detector import Alarm, DetectorSettings, detect
+from streams.monitor.intervals import wilson
+
+log = logging.getLogger(__name__)
+SOURCE = "monitor"
+LOOK_EVERY_S = 0.5
+PERFORMANCE_EVERY_S = 2.0
+RECENT_ANSWERS = 200
+
+
+class Measurer:
+    """Looks at ClickHouse and says what it sees; one thread of the monitor process."""
+
+    def __init__(self, client: Client, policies: Mapping[str, ModelPolicy], producer: Producer) -> None:
+        self._client, self._policies, self._producer = client, policies, producer
+        self._said: dict[tuple[str, int], PerformanceMeasured] = {}
+        self._judged: dict[tuple[str, int], int] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        last_performance = 0.0
+        while not stop.is_set():
+            began = time.monotonic()
+            for model, policy in self._policies.items():
+                self.look_for_drift(model, policy)
+                if began - last_performance >= PERFORMANCE_EVERY_S:
+                    self.measure(model, policy)
+            if began - last_performance >= PERFORMANCE_EVERY_S:
+                last_performance = began
+            # Looking costs more as answers pile up: never spend more than a fifth of a core on it.
+            stop.wait(max(LOOK_EVERY_S, 4 * (time.monotonic() - began)))
+
+    def champion(self, model: str) -> int:
+        """The version that serves by the registry's latest landed state; 0 = the base."""
+        found = rows(
+            self._client,
+            "SELECT champion FROM tuneloop.model_state_changed FINAL WHERE model = {model:String} "
+            "ORDER BY epoch DESC, _offset DESC LIMIT 1",
+            model=model,
+        )
+        return found[0]["champion"] if found else 0
+
+    def look_for_drift(self, model: str, policy: ModelPolicy) -> DriftDetected | None:
+        """Raise the alarm for the serving version, once. The base (version 0) has no baseline to fall from."""
+        version = self.champion(model)
+        if version == 0 or self._already_alarmed(model, version):
+            return None
+        answers = self._outcomes(model, version)
+        if self._judged.get((model, version)) == len(answers):
+            return None
+        self._judged[model, version] = len(answers)
+        alarm = detect([bool(row["correct"]) for row in answers], detector_settings(policy))
+        if alarm is None:
+            return None
+        event = drift_event(model, version, policy, alarm, answers)
+        self._publish(event, correlation_id=event.drift_id, event_id=event.drift_id)
+        self._judged[model, version] = -1  # the next look may come before the alarm has landed
+        log.warning("drift: %s@%d from %.3f to %.3f", model, version, event.baseline, event.current)
+        return event
+
+    def _outcomes(self, model: str, version: int) -> list[dict[str, Any]]:
+        return rows(
+            self._client,
+            "SELECT correct, _partition, _offset FROM tuneloop.scored_answers "
+            "WHERE model = {model:String} AND version = {version:Int64} ORDER BY scored_at, _partition, _offset",
+            model=model, version=version,
+        )
+
+    def _already_alarmed(self, model: str, version: int) -> bool:
+        if self._judged.get((model, version)) == -1:
+            return True
+        found = rows(
+            self._client,
+            "SELECT count() AS n FROM tuneloop.drift_detected "
+            "WHERE model = {model:String} AND version = {version:Int64}",
+            model=model, version=version,
+        )
+        if found[0]["n"]:
+            self._judged[model, version] = -1
+        return bool(found[0]["n"])
+
+    def measure(self, model: str, policy: ModelPolicy) -> list[PerformanceMeasured]:
+        """Publish what changed since the last look, for every version that answered in the last day."""
+        events = []
+        for row in self._performance(model):
+            event = performance_event(model, policy, row)
+            if self._said.get((model, event.version)) != event:
+                self._said[model, event.version] = event
+                self._publish(event, subject=f"{model}@{event.version}")
+                events.append(event)
+        return events
+
+    def _performance(self, model: str) -> list[dict[str, Any]]:
+        return rows(
+            self._client,
+            "SELECT i.version AS version, count() AS requests, countIf(f.scores > 0) / requests AS feedback_share, "
+            "  avgOrNull(f.rating) AS rating, "
+            "  quantile(0.5)(i.latency_ms) AS p50, quantile(0.99)(i.latency_ms) AS p99, "
+            "  countIf(s.scored) AS quality_n, countIf(s.scored AND s.correct) AS good, "
+            "  arraySlice(arrayReverseSort(x -> x.1, groupArrayIf((i.ts, s.correct), s.scored)), 1, {recent:Int64}) "
+            "    AS latest, "
+            "  length(latest) AS recent_n, arraySum(arrayMap(x -> toInt64(x.2), latest)) AS recent_good "
+            "FROM (SELECT * FROM tuneloop.inference_served FINAL WHERE model = {model:String} "
+            "      AND ts > now() - INTERVAL 1 DAY) AS i "
+            "LEFT JOIN (SELECT inference_id, count() AS scores, "
+            "           avgOrNullIf(toFloat64OrNull(value), metric_name = 'rating') AS rating "
+            "           FROM tuneloop.feedback_given FINAL GROUP BY inference_id) AS f "
+            "  ON f.inference_id = i.inference_id "
+            "LEFT JOIN (SELECT inference_id, correct, true AS scored FROM tuneloop.scored_answers "
+            "           WHERE model = {model:String}) AS s ON s.inference_id = i.inference_id "
+            "GROUP BY version ORDER BY version",
+            model=model, recent=RECENT_ANSWERS,
+        )
+
+    def _publish(self, event: Any, **attributes: Any) -> None:
+        out = kafka.out(event, source=SOURCE, **attributes)
+        kafka.produce(self._producer, out)
+        if self._producer.flush(10):
+            raise TimeoutError("the broker did not acknowledge a measurement within 10 s")
+        metrics.produced([out])
+
+
+def note_policies(client: Client, policies: Mapping[str, ModelPolicy]) -> None:
+    """Tell ClickHouse's views which metric is a model's quality."""
+    now = datetime.now(UTC)
+    data = [[name, policy.base, policy.quality_metric, now] for name, policy in policies.items()]
+    client.insert("tuneloop.model_policy", data, ["model", "base", "quality_metric", "updated_at"])
+
+
+def detector_settings(policy: ModelPolicy) -> DetectorSettings:
+    return DetectorSettings(
+        baseline_n=policy.baseline_answers, delta=policy.tolerated_loss,
+        average_run_length=policy.average_run_length, baseline_confidence=policy.confidence,
+    )
+
+
+def drift_event(
+    model: str, version: int, policy: ModelPolicy, alarm: Alarm, answers: list[dict[str, Any]]
+) -> DriftDetected:
+    """The alarm as an event; its id rests on the version's first scored answer."""
+    partition, offset = answers[0]["_partition"], answers[0]["_offset"]
+    return DriftDetected(
+        model=model, drift_id=drift_id(model, version, policy.quality_metric, partition, offset), version=version,
+        metric=policy.quality_metric, baseline=alarm.baseline, threshold=alarm.threshold, current=alarm.quality,
+        evidence=alarm.evidence, average_run_length=policy.average_run_length, answers=alarm.index + 1,
+        first_partition=partition, first_offset=offset,
+    )
+
+
+def performance_event(model: str, policy: ModelPolicy, row: dict[str, Any]) -> PerformanceMeasured:
+    """One row of the performance query as an event, with 95% Wilson intervals."""
+    low, high = wilson(row["good"], row["quality_n"]) if row["quality_n"] else (None, None)
+    recent_low, recent_high = wilson(row["recent_good"], row["recent_n"]) if row["recent_n"] else (None, None)
+    return PerformanceMeasured(
+        model=model, version=row["version"], metric=policy.quality_metric, requests=row["requests"],
+        feedback_share=row["feedback_share"], quality_n=row["quality_n"],
+        quality=row["good"] / row["quality_n"] if row["quality_n"] else None, quality_low=low, quality_high=high,
+        recent_n=row["recent_n"],
+        recent_quality=row["recent_good"] / row["recent_n"] if row["recent_n"] else None,
+        recent_low=recent_low, recent_high=recent_high, rating=row["rating"],
+        latency_ms_p50=row["p50"], latency_ms_p99=row["p99"],
+    )

@@ -1,0 +1,1 @@
+"""The data preprocessing service: raw records in, prepared Parquet shards out."""

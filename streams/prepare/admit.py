@@ -1,0 +1,162 @@
+"""Which rows of a batch are admitted, given the rows that committed shards hold already.
+
+In this order: a record said again in the same batch (its newest word counts), duplicates, contradictions (the newest
+answer to a question holds; the older one is dropped here, or passed over when a job reads the shards), near
+duplicates, the cap per subject. The state is a pure function of committed rows: `remember` rebuilds it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.policy import ModelPolicy
+from streams.prepare.near import PERMUTATIONS, NearIndex, band_keys
+from streams.prepare.runs import Runs
+
+# The columns of a shard that the state is rebuilt from.
+REMEMBERED = ["kind", "input_hash", "content_hash", "answer_hash", "minhash", "submitted_ms", "origin"]
+Row = dict[str, Any]
+
+
+def _keys(hashes: Iterable[str]) -> NDArray[np.uint64]:
+    """The first 64 bits of each hexadecimal hash."""
+    return np.frombuffer(bytes.fromhex("".join([one[:16] for one in hashes])), dtype=">u8").astype(np.uint64)
+
+
+def _facts(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    """What each row is about: an SFT row is one answer to its question, any other is a fact of its own."""
+    return _keys(row["input_hash"] if row["kind"] == "sft" else row["content_hash"] for row in rows)
+
+
+def _signatures(rows: Sequence[Row]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(row["minhash"] for row in rows), dtype=np.uint8).reshape(-1, PERMUTATIONS)
+
+
+def _answers(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    return _keys(row["answer_hash"] for row in rows)
+
+
+class Admission:
+    """What committed rows say; see the module. Memory: 32 bytes a row, and the bounded index of near duplicates."""
+
+    def __init__(self) -> None:
+        self._latest = Runs()  # a fact → where its newest answer stands in the two arrays
+        self._near = NearIndex()
+        self._answers = np.empty(0, dtype=np.uint64)
+        self._times = np.empty(0, dtype=np.int64)
+        self._count = 0
+
+    def remember(self, table: pa.Table) -> None:
+        """Take in the rows of one committed shard (columns REMEMBERED); shards may come in any order."""
+        rows = [row for row in table.to_pylist() if row["origin"] != "augmented"]
+        known = self._known(_facts(rows))
+        self._take([row for row, one in zip(rows, known, strict=True) if one is None or one[1] <= row["submitted_ms"]])
+
+    def admit(self, rows: Sequence[Row], policy: ModelPolicy) -> tuple[list[Row], Counter[str], int]:
+        """The rows to keep, in their order; what was dropped, by reason; how many contradict an earlier row.
+
+        The rows kept are remembered: call it once per batch, and start anew (`remember`) if the batch is aborted.
+        """
+        dropped: Counter[str] = Counter()
+        rows = _newest_of_each_record(rows, dropped)
+        fresh, corrections = self._without_known(rows, dropped)
+        fresh = self._without_near(fresh, policy.near_duplicate_similarity, dropped)
+        # A correction is news however much it is like a row of before: it never falls as a near duplicate.
+        rows = sorted([*fresh, *corrections], key=lambda row: row["offset"])
+        rows = _capped(rows, policy.max_rows_per_subject, dropped)
+        self._take(rows)
+        return rows, dropped, len(corrections)
+
+    def _take(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        start, end = self._count, self._count + len(rows)
+        if end > len(self._answers):
+            self._answers = np.resize(self._answers, max(end, 2 * start))
+            self._times = np.resize(self._times, max(end, 2 * start))
+        self._answers[start:end] = answers = _answers(rows)
+        self._times[start:end] = [row["submitted_ms"] for row in rows]
+        self._count = end
+        self._latest.add(_facts(rows), np.arange(start, end, dtype=np.int64))
+        self._near.add(_signatures(rows), answers)
+
+    def _known(self, facts: NDArray[np.uint64]) -> list[tuple[int, int] | None]:
+        """(answer, when) of the newest committed row about each fact."""
+        return [
+            (int(self._answers[entry]), int(self._times[entry])) if entry >= 0 else None
+            for entry in self._latest.find(facts).tolist()
+        ]
+
+    def _without_known(self, rows: Sequence[Row], dropped: Counter[str]) -> tuple[list[Row], list[Row]]:
+        """Rows about what no committed row is about, and rows that answer a committed row's question differently."""
+        fresh: dict[int, Row] = {}
+        corrections: dict[int, Row] = {}
+        facts, answers = _facts(rows), _answers(rows).tolist()
+        said: dict[int, tuple[int, int]] = {}  # in this batch, as `_known` gives what was said before
+        for row, fact, answer, committed in zip(rows, facts.tolist(), answers, self._known(facts), strict=True):
+            here, when = said.get(fact), row["submitted_ms"]
+            known = here or committed
+            if known and known[0] == answer:
+                dropped["duplicate"] += 1
+            elif known and known[1] > when:
+                dropped["contradicted"] += 1
+            else:
+                dropped["contradicted"] += here is not None
+                said[fact] = answer, when
+                (fresh if committed is None else corrections)[fact] = row
+        return list(fresh.values()), list(corrections.values())
+
+    def _without_near(self, rows: list[Row], least: float, dropped: Counter[str]) -> list[Row]:
+        if not rows:
+            return rows
+        signatures, answers = _signatures(rows), _answers(rows)
+        far = ~self._near.find(signatures, answers, least)
+        batch = NearIndex()
+        kept = []
+        # Within the batch one row at a time, as each decides about those behind it; few share a band with another.
+        alone = _without_twin(signatures, answers)
+        for number, row in enumerate(rows):
+            if far[number] and not alone[number]:
+                one = slice(number, number + 1)
+                far[number] = not batch.find(signatures[one], answers[one], least)[0]
+                if far[number]:
+                    batch.add(signatures[one], answers[one])
+            if far[number]:
+                kept.append(row)
+        dropped["near duplicate"] += len(rows) - len(kept)
+        return kept
+
+
+def _without_twin(signatures: NDArray[np.uint8], answers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which rows share no band with any other row of the batch."""
+    keys = band_keys(signatures, answers)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return np.asarray((counts[inverse.reshape(keys.shape)] == 1).all(axis=1))
+
+
+def _newest_of_each_record(rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
+    newest: dict[str, Row] = {}
+    for row in rows:
+        before = newest.get(row["record_id"])
+        if before is None or row["submitted_ms"] >= before["submitted_ms"]:
+            newest.pop(row["record_id"], None)
+            newest[row["record_id"]] = row
+    dropped["superseded"] += len(rows) - len(newest)
+    return list(newest.values())
+
+
+def _capped(rows: Sequence[Row], most: int, dropped: Counter[str]) -> list[Row]:
+    said: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        said[row["subject_id"]] += 1
+        if said[row["subject_id"]] <= most:
+            kept.append(row)
+    dropped["subject cap"] += len(rows) - len(kept)
+    return kept

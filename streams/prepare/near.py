@@ -1,0 +1,93 @@
+"""Near duplicates: MinHash signatures of character shingles, and an index of bands over the newest rows.
+
+A signature keeps the low byte of 64 permutations (b-bit minwise hashing, Li and König 2010), so that each of its 8
+bands of 8 bytes is one 64-bit key. Two texts share a band with probability 1 - (1 - s^8)^8 at similarity s; every
+shared band is checked against the whole signature before it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+from streams.prepare.runs import Runs
+
+PERMUTATIONS, BANDS = 64, 8
+SHINGLE = 5
+SEED = 42
+# How many rows are remembered: the newest this many, and up to as many before them.
+GENERATION = 100_000
+# Odd, so that multiplying by it loses nothing (Knuth's golden ratio of 2^64).
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def signature(text: str) -> bytes:
+    """The MinHash of a text's shingles of 5 characters: 64 bytes."""
+    shingles = [text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))]
+    sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
+    sketch.update(shingles)
+    return np.array(sketch.digest(), dtype=np.uint32).astype(np.uint8).tobytes()
+
+
+def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """The Jaccard similarity that two signatures estimate; one byte in 256 agrees by chance."""
+    agreeing = float(np.mean(one == other))
+    return max(0.0, (agreeing - 1 / 256) / (1 - 1 / 256))
+
+
+def band_keys(signatures: NDArray[np.uint8], answers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(rows, 8) keys: equal where a band and the answer are."""
+    bands = np.ascontiguousarray(signatures).view("<u8")
+    salts = np.arange(1, BANDS + 1, dtype=np.uint64) * _MIX
+    return (bands ^ salts) + (answers * _MIX)[:, None]
+
+
+class NearIndex:
+    """The signatures of the newest rows, by their bands. Memory: about 200 bytes a row, bounded."""
+
+    def __init__(self, generation: int = GENERATION) -> None:
+        self._generation = generation
+        self._tables = [_Table(), _Table()]  # newest first
+
+    def add(self, signatures: NDArray[np.uint8], answers: NDArray[np.uint64]) -> None:
+        """(rows, 64) signatures and what their rows answer."""
+        if self._tables[0].rows >= self._generation:
+            self._tables = [_Table(), self._tables[0]]
+        self._tables[0].add(signatures, band_keys(signatures, answers))
+
+    def find(self, signatures: NDArray[np.uint8], answers: NDArray[np.uint64], least: float) -> NDArray[np.bool_]:
+        """Which of these rows are at least `least` similar to a row of the same answer that is known."""
+        keys = band_keys(signatures, answers)
+        found = np.zeros(len(signatures), dtype=bool)
+        for table in self._tables:
+            for row, candidates in table.candidates(keys):
+                found[row] = found[row] or any(similarity(signatures[row], one) >= least for one in candidates)
+        return found
+
+
+class _Table:
+    def __init__(self) -> None:
+        self.rows = 0
+        self._bands = Runs()
+        self._signatures = np.empty((0, PERMUTATIONS), dtype=np.uint8)
+
+    def add(self, signatures: NDArray[np.uint8], keys: NDArray[np.uint64]) -> None:
+        end = self.rows + len(signatures)
+        if end > len(self._signatures):
+            grown = np.empty((max(end, 2 * len(self._signatures)), PERMUTATIONS), dtype=np.uint8)
+            grown[: self.rows] = self._signatures[: self.rows]
+            self._signatures = grown
+        self._signatures[self.rows : end] = signatures
+        self._bands.add(keys.ravel(), np.repeat(np.arange(self.rows, end, dtype=np.int64), BANDS))
+        self.rows = end
+
+    def candidates(self, keys: NDArray[np.uint64]) -> Sequence[tuple[int, NDArray[np.uint8]]]:
+        """(row asked for, signatures that share a band with it), where there are any."""
+        if self.rows == 0:
+            return []
+        places = self._bands.find(keys.ravel()).reshape(keys.shape)
+        hits = np.flatnonzero((places >= 0).any(axis=1))
+        return [(int(row), self._signatures[np.unique(places[row][places[row] >= 0])]) for row in hits]

@@ -1,0 +1,150 @@
+"""The step that the transact loop runs: a batch of raw records becomes shards, their events, dead letters.
+
+Reads `training.raw`; writes Parquet shards (through the artifact store), `training.shards`, `dead.prepare`.
+State (`admit.Admission`): what the rows of committed shards say, of every partition; rebuilt on assignment from
+`training.shards`, so that an aborted batch leaves no trace in it. A shard's name carries the digest of its bytes: a
+process that was fenced cannot overwrite what its heir has committed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.events import ShardWritten
+from schemas.identity import shard_id
+from schemas.policy import ModelPolicy
+from schemas.shards import SHARD_SCHEMA
+from streams import kafka, metrics
+from streams.artifacts import ArtifactStore, get_shard
+from streams.dead_letters import Budget, dead_letter
+from streams.erased import Nobody, Suppression
+from streams.kafka import Out, Record
+from streams.prepare.admit import REMEMBERED, Admission
+from streams.prepare.augment import augmented
+from streams.prepare.read import Crew
+from streams.prepare.rules import RULES_VERSION
+from streams.prepare.shard import counted, put_shard, ref_of
+
+log = logging.getLogger(__name__)
+GROUP = "prepare"
+Place = tuple[str, int]
+
+
+class PrepareStep:
+    """See the module. `committed_shards` yields every committed `ShardWritten`; `helpers` more processes read."""
+
+    def __init__(
+        self,
+        policies: Mapping[str, ModelPolicy],
+        store: ArtifactStore,
+        committed_shards: Callable[[], list[ShardWritten]],
+        budget: Budget | None = None,
+        erased: Suppression | None = None,
+        helpers: int = 0,
+    ) -> None:
+        self._policies, self._store, self._committed_shards = policies, store, committed_shards
+        self._budget, self._erased = budget or Budget(), erased or Nobody()
+        self._admission = Admission()
+        self._crew = Crew(policies, helpers)
+
+    def assigned(self, partitions: list[Place]) -> None:
+        self._admission = Admission()
+        for shard in self._committed_shards():
+            metrics.heartbeat()  # thousands of files may take longer than a loop may be silent
+            _, data = get_shard(self._store, ref_of(shard))
+            # Three times as fast as read_table on files this small; with thousands of them it decides how long a
+            # process that died stays away.
+            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=REMEMBERED, use_threads=False)
+            self._admission.remember(table)
+
+    def handle(self, batch: list[Record]) -> list[Out]:
+        self._erased.refresh()
+        outs: list[Out] = []
+        by_place: dict[Place, list[Record]] = defaultdict(list)
+        for record in batch:
+            by_place[record.topic, record.partition].append(record)
+        for place, records in by_place.items():
+            outs += self._partition(place, records)
+        return outs
+
+    def _partition(self, place: Place, records: list[Record]) -> list[Out]:
+        """The shards (one per model) and dead letters of one partition's records."""
+        readings = self._crew.read(records)
+        outs = self._refused(records, {offset: why for one in readings for offset, why in one.refused.items()})
+        table = pa.Table.from_batches([reading.rows for reading in readings], SHARD_SCHEMA)
+        drafts: dict[str, _Draft] = defaultdict(_Draft)
+        erased = set()
+        for number, fact in enumerate(fact for reading in readings for fact in reading.facts):
+            draft = drafts[fact["model"]]
+            if self._erased.covers(fact["subject_id"], fact["inference_id"]):
+                draft.dropped["erased"] += 1
+                erased.add(fact["offset"])
+            else:
+                draft.facts.append({**fact, "number": number})
+        for reading in readings:
+            for model, reasons in reading.dropped.items():
+                drafts[model].dropped.update(reasons)
+        # Their words must not stay where they came from either.
+        outs += [Out(r.topic, r.key or b"", None, [], r.partition) for r in records if r.offset in erased]
+        masked = {offset: kinds for reading in readings for offset, kinds in reading.masked.items()}
+        first, last = records[0].offset, records[-1].offset
+        for model, draft in drafts.items():
+            shard = self._store_shard(model, place, (first, last), draft, table, masked)
+            outs.append(kafka.out(shard, source=GROUP, subject=shard.shard_id))
+        return outs
+
+    def _refused(self, records: list[Record], reasons: dict[int, str]) -> list[Out]:
+        """Dead letters. Raises `PoisonedError` where there are too many."""
+        letters = []
+        for record in records:
+            if record.value is not None:
+                self._budget.count(refused=record.offset in reasons)
+            if record.offset in reasons:
+                letters.append(dead_letter(GROUP, record, reasons[record.offset]))
+        return letters
+
+    def _store_shard(
+        self, model: str, place: Place, span: tuple[int, int], draft: _Draft, table: pa.Table,
+        masked: Mapping[int, Mapping[str, int]],
+    ) -> ShardWritten:  # fmt: skip
+        topic, partition = place
+        policy = self._policies[model]
+        facts, dropped, contradictions = self._admission.admit(draft.facts, policy)
+        found: Counter[str] = Counter()
+        for fact in facts:
+            found.update(masked.get(fact["offset"], {}))
+        rows = table.take(pa.array([fact["number"] for fact in facts], pa.int64()))
+        made = augmented(rows.to_pylist(), policy) if policy.augment else []
+        rows = pa.concat_tables([rows, pa.Table.from_pylist(made, schema=SHARD_SCHEMA)])
+        identity = shard_id(topic, partition, *span, model, RULES_VERSION)
+        path, digest, size_bytes = put_shard(self._store, model, identity, rows)
+        return ShardWritten(
+            model=model, shard_id=identity, path=path, digest=digest, size_bytes=size_bytes,
+            dropped=dict(+(draft.dropped + dropped)), masked=dict(found), contradictions=contradictions,
+            augmented=len(made), **counted(rows), source_topic=topic, source_partition=partition,
+            first_offset=span[0], last_offset=span[1], rules_version=RULES_VERSION,
+        )
+
+
+class _Draft:
+    """A shard in the making: the facts of its rows with their number in the table, and what was dropped on the way."""
+
+    def __init__(self) -> None:
+        self.facts: list[dict[str, Any]] = []
+        self.dropped: Counter[str] = Counter()
+
+
+def read_committed_shards(bootstrap: str) -> list[ShardWritten]:
+    """The last committed `ShardWritten` of every shard (one that was rewritten is said again), from the topic."""
+    shards: dict[str, ShardWritten] = {}
+    for record in kafka.read_to_end(bootstrap, "training.shards"):
+        if record.value is not None:
+            shard = kafka.decode(record)[1]
+            shards[shard.shard_id] = shard
+    return list(shards.values())

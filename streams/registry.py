@@ -1,0 +1,167 @@
+"""The model registry's rules: pure functions from a state and an event to the next state and a decision.
+
+Versions are numbered from 1, once per candidate digest; version 0 is the base itself. Every change raises
+`epoch`; a command that names an older epoch is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from schemas.events import (
+    DecisionMade,
+    ErasureCompleted,
+    ModelStateChanged,
+    PerformanceMeasured,
+    RollbackRequested,
+    VerdictReached,
+    Version,
+)
+
+KEPT_VERSIONS = 50
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The next state (None = unchanged) and the line for the history (None = nothing worth keeping)."""
+
+    state: ModelStateChanged | None
+    decision: DecisionMade | None
+
+
+def find(state: ModelStateChanged | None, version: int) -> Version | None:
+    versions = state.versions if state else []
+    return next((entry for entry in versions if entry.version == version), None)
+
+
+def on_verdict(
+    state: ModelStateChanged | None, verdict: VerdictReached, correlation_id: str
+) -> Outcome:
+    """Promote a candidate that passed against the champion of today; refuse any other."""
+    known = next((entry for entry in (state.versions if state else []) if entry.digest == verdict.digest), None)
+    if known and known.job_id == verdict.job_id:  # a replay: this digest has its number already
+        return Outcome(None, None)
+    if known:  # the conductor waits for a decision on every job
+        reason = f"the same adapter is version {known.version} already"
+        return Outcome(None, _decision("refused", reason, verdict, state))
+    champion = state.champion if state else 0
+    if not verdict.passed:
+        return Outcome(None, _decision("refused", verdict.reason, verdict, state))
+    if verdict.champion_version != champion:
+        reason = f"judged against version {verdict.champion_version}, but version {champion} serves now"
+        return Outcome(None, _decision("refused", reason, verdict, state))
+    version = 1 + max((entry.version for entry in state.versions), default=0) if state else 1
+    entry = Version(
+        version=version, digest=verdict.digest, path=verdict.path, base=verdict.base,
+        base_digest=verdict.base_digest, job_id=verdict.job_id, fingerprint=verdict.fingerprint,
+        new_data=verdict.new_data, replay_data=verdict.replay_data, correlation_id=correlation_id,
+        drift_id=verdict.drift_id,
+    )
+    versions = [*(_retired(old, champion) for old in (state.versions if state else [])), entry]
+    after = ModelStateChanged(
+        model=verdict.model, base=verdict.base, epoch=(state.epoch if state else 0) + 1, champion=version,
+        previous=champion, shares={str(version): 1.0}, versions=versions[-KEPT_VERSIONS:],
+        change="promoted", reason=verdict.reason,
+    )
+    return Outcome(after, _decision("promoted", verdict.reason, verdict, after, version))
+
+
+def _retired(entry: Version, champion: int) -> Version:
+    return msgspec.structs.replace(entry, status="retired") if entry.version == champion else entry
+
+
+def _decision(
+    decision: str, reason: str, verdict: VerdictReached, state: ModelStateChanged | None, version: int = 0
+) -> DecisionMade:
+    return DecisionMade(
+        model=verdict.model, decision=decision, reason=reason, version=version,
+        previous=verdict.champion_version, digest=verdict.digest, job_id=verdict.job_id,
+        drift_id=verdict.drift_id, epoch=state.epoch if state else 0,
+    )
+
+
+def on_rollback(state: ModelStateChanged | None, command: RollbackRequested) -> Outcome:
+    """Serve an earlier version (or the base, version 0) again."""
+    if state is None:
+        return _refuse(command, 0, "the model has no version yet")
+    if command.epoch not in (-1, state.epoch):
+        return _refuse(command, state.epoch, f"asked at epoch {command.epoch}, the state is at {state.epoch}")
+    target = state.previous if command.to_version < 0 else command.to_version
+    if target == state.champion:
+        return _refuse(command, state.epoch, f"version {target} serves already")
+    if target and find(state, target) is None:
+        return _refuse(command, state.epoch, f"there is no version {target}")
+    return _serve_again(state, target, command.reason or "asked for", "rolled-back")
+
+
+def _refuse(command: RollbackRequested, epoch: int, reason: str) -> Outcome:
+    return Outcome(
+        None, DecisionMade(model=command.model, decision="command-refused", reason=reason, epoch=epoch)
+    )
+
+
+def _serve_again(state: ModelStateChanged, target: int, reason: str, decision: str) -> Outcome:
+    status = {state.champion: "rolled-back", target: "serving"}
+    versions = [
+        msgspec.structs.replace(entry, status=status.get(entry.version, entry.status)) for entry in state.versions
+    ]
+    after = msgspec.structs.replace(
+        state, epoch=state.epoch + 1, champion=target, previous=state.champion, shares={str(target): 1.0},
+        versions=versions, change=decision, reason=reason,
+    )
+    line = DecisionMade(
+        model=state.model, decision=decision, reason=reason, version=target, previous=state.champion,
+        epoch=after.epoch,
+    )
+    return Outcome(after, line)
+
+
+def on_erasure(state: ModelStateChanged, erasure: ErasureCompleted) -> Outcome:
+    """Mark the versions that learned from what was erased; they go on serving until somebody decides otherwise."""
+    marked = {one.version for one in erasure.adapters if one.model == state.model}
+    versions = [
+        msgspec.structs.replace(entry, erasures=[*entry.erasures, erasure.erasure_id])
+        if entry.version in marked and erasure.erasure_id not in entry.erasures else entry
+        for entry in state.versions
+    ]  # fmt: skip
+    if versions == state.versions:
+        return Outcome(None, None)
+    return Outcome(msgspec.structs.replace(state, versions=versions), None)
+
+
+def on_performance(
+    state: ModelStateChanged | None, measured: PerformanceMeasured, max_live_loss: float
+) -> Outcome:
+    """Note live quality on its version; roll a champion back whose answers are surely worse.
+
+    Worse = the upper 95% bound of its recent quality lies more than `max_live_loss` below what the previous
+    champion reached on the last answers before the swap (its recorded quality): the same traffic, not the
+    quality of better days.
+    """
+    entry = find(state, measured.version)
+    if state is None or entry is None or measured.recent_n == 0:
+        return Outcome(None, None)
+    previous = find(state, state.previous)
+    if (
+        measured.version == state.champion and state.change == "promoted" and previous is not None
+        and previous.quality_low is not None and measured.recent_n >= 100
+        and measured.recent_high is not None and measured.recent_high < previous.quality_low - max_live_loss
+    ):
+        reason = (
+            f"live quality {measured.recent_quality:.3f} (at most {measured.recent_high:.3f}, "
+            f"n={measured.recent_n}) against {previous.quality:.3f} of version {previous.version} before it"
+        )
+        return _serve_again(state, previous.version, reason, "rolled-back")
+    if measured.version != state.champion:  # a retired version keeps what it had when it left
+        return Outcome(None, None)
+    noted = msgspec.structs.replace(
+        entry, quality=measured.recent_quality, quality_n=measured.recent_n,
+        quality_low=measured.recent_low, quality_high=measured.recent_high,
+    )
+    if noted == entry:
+        return Outcome(None, None)
+    versions = [noted if old.version == entry.version else old for old in state.versions]
+    after = msgspec.structs.replace(state, versions=versions, change=state.change, reason=state.reason)
+    return Outcome(after, None)

@@ -1,0 +1,155 @@
+"""What ClickHouse knows about a model's data, jobs and versions, as the conductor needs it.
+
+The conductor asks ClickHouse instead of reading the transactional topics itself: the monitor lands committed
+records only, while Faust would also see those of aborted transactions.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+
+import msgspec
+from clickhouse_connect.driver.client import Client
+
+from schemas.codec import now_ms
+from schemas.events import BaseRegistered, ShardRef, ShardSet, Version
+from schemas.policy import ModelPolicy
+from streams.artifacts import ArtifactStore, get_shard_set
+from streams.clickhouse import rows
+from streams.conditions import DAY_MS, Situation
+
+
+@dataclass
+class KnownShard:
+    """A committed shard: its reference, its SFT training examples and when it was written (Unix ms)."""
+
+    ref: ShardRef
+    model: str
+    examples: int
+    ts_ms: int
+
+
+@dataclass
+class Facts:
+    """Everything the conductor knows of one model; `answered` holds the wishes that got their job."""
+
+    situation: Situation
+    champion: Version | None
+    base: BaseRegistered | None
+    new: list[KnownShard] = field(default_factory=list)
+    replay: list[ShardRef] = field(default_factory=list)
+    answered: frozenset[str] = frozenset()
+
+
+def wait_for_tables(client: Client, stop: threading.Event) -> None:
+    """Return once the monitor has migrated the database."""
+    while not stop.is_set():
+        found = rows(
+            client,
+            "SELECT count() AS n FROM system.tables WHERE database = 'tuneloop' AND name = 'lineage'",
+        )
+        if found[0]["n"]:
+            return
+        stop.wait(0.5)
+
+
+class Knowledge:
+    """Reads facts; keeps the shards it has seen, so that each look asks for new rows only."""
+
+    def __init__(self, client: Client, store: ArtifactStore) -> None:
+        self._client, self._store = client, store
+        self._shards: dict[str, KnownShard] = {}
+        self._next_offset = 0
+        self._lineage: dict[str, frozenset[str]] = {}
+
+    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int]) -> Facts:
+        """`requested` maps job ids that were asked for, but may not have landed yet, to their time (ms)."""
+        self._read_shards()
+        champion = self._champion(model)
+        base = self._base(policy.base)
+        used = self._used(champion)
+        mine = [shard for shard in self._shards.values() if shard.model == model]
+        jobs, answered = self._jobs(model)
+        last_job_ms = max([*jobs.values(), *(t for j, t in requested.items() if j not in jobs)], default=0)
+        new = [shard for shard in mine if shard.ref.shard_id not in used]
+        situation = Situation(
+            champion=champion.version if champion else 0,
+            new_examples=sum(shard.examples for shard in new if shard.ts_ms > last_job_ms),
+            job_in_flight=self._in_flight(model, requested, jobs),
+            last_job_ms=last_job_ms,
+            jobs_last_day=sum(t > now_ms() - DAY_MS for t in {**requested, **jobs}.values()),
+            base_known=base is not None,
+        )
+        replay = [shard.ref for shard in mine if shard.ref.shard_id in used]
+        return Facts(situation, champion, base, new, replay, answered)
+
+    def _read_shards(self) -> None:
+        found = rows(
+            self._client,
+            "SELECT model, shard_id, path, digest, rows, rows_by_split, toUnixTimestamp64Milli(ts) AS ts_ms, _offset "
+            "FROM tuneloop.shard_written FINAL WHERE _offset >= {start:Int64} ORDER BY _offset",
+            start=self._next_offset,
+        )
+        for row in found:
+            self._next_offset = row["_offset"] + 1
+            ref = ShardRef(shard_id=row["shard_id"], path=row["path"], digest=row["digest"], rows=row["rows"])
+            examples = json.loads(row["rows_by_split"]).get("train", 0)
+            # Said again because somebody in it was forgotten, it is no newer for that.
+            before = self._shards.get(ref.shard_id)
+            written_ms = before.ts_ms if before else row["ts_ms"]
+            self._shards[ref.shard_id] = KnownShard(ref, row["model"], examples, written_ms)
+
+    def _champion(self, model: str) -> Version | None:
+        found = rows(
+            self._client,
+            "SELECT champion, versions FROM tuneloop.model_state_changed FINAL WHERE model = {model:String} "
+            "ORDER BY epoch DESC, _offset DESC LIMIT 1",
+            model=model,
+        )
+        if not found:
+            return None
+        versions = msgspec.json.decode(found[0]["versions"], type=list[Version])
+        return next((entry for entry in versions if entry.version == found[0]["champion"]), None)
+
+    def _base(self, name: str) -> BaseRegistered | None:
+        found = rows(
+            self._client,
+            "SELECT model, path, digest, architecture, parameters, context_tokens FROM tuneloop.base_registered FINAL "
+            "WHERE model = {name:String} ORDER BY _offset DESC LIMIT 1",
+            name=name,
+        )
+        return BaseRegistered(**found[0]) if found else None
+
+    def _used(self, champion: Version | None) -> frozenset[str]:
+        """Ids of the shards that the champion and its ancestors learned from or were judged on."""
+        if champion is None:
+            return frozenset()
+        if champion.digest not in self._lineage:
+            sets: list[ShardSet | None] = [champion.new_data, champion.replay_data]
+            refs = [ref.shard_id for shards in sets for ref in get_shard_set(self._store, shards)]
+            self._lineage = {champion.digest: frozenset(refs)}
+        return self._lineage[champion.digest]
+
+    def _jobs(self, model: str) -> tuple[dict[str, int], frozenset[str]]:
+        """When each job was asked for (Unix ms), and what these jobs answered."""
+        found = rows(
+            self._client,
+            "SELECT job_id, causation_id, toUnixTimestamp64Milli(ts) AS ts_ms FROM tuneloop.job_requested FINAL "
+            "WHERE model = {model:String}",
+            model=model,
+        )
+        return {row["job_id"]: row["ts_ms"] for row in found}, frozenset(row["causation_id"] for row in found)
+
+    def _in_flight(self, model: str, requested: dict[str, int], jobs: dict[str, int]) -> str:
+        """A job that was asked for and has neither failed nor been decided on."""
+        done = rows(
+            self._client,
+            "SELECT job_id FROM tuneloop.decision_made FINAL WHERE model = {model:String} AND job_id != '' "
+            "UNION DISTINCT SELECT job_id FROM tuneloop.job_ended FINAL "
+            "WHERE model = {model:String} AND outcome != 'succeeded'",
+            model=model,
+        )
+        left = (requested.keys() | jobs.keys()) - {row["job_id"] for row in done}
+        return max(left, key=lambda job: {**requested, **jobs}[job], default="")
