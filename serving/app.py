@@ -1,0 +1,150 @@
+"""The inference service on Ray Serve: the gateway as an HTTP ingress, one engine per replica.
+
+One Serve request per generation, no events through Serve. `/healthz` says that the process lives, `/readyz`
+that the registry was read to its end and every configured model has something that answers.
+"""
+
+
+# No postponed annotations here: Ray Serve rebuilds this module by value, and FastAPI must still find the types.
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray import serve
+
+from schemas.events import AdapterLoaded
+from schemas.identity import InferenceIds
+from schemas.policy import ModelPolicy
+from serving.errors import ApiError
+from streams import kafka
+from streams.artifacts import ArtifactStore
+
+APP_NAME = "tuneloop"
+api = FastAPI(title="Tuneloop", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@api.exception_handler(ApiError)
+async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+@api.exception_handler(404)
+async def _no_path(request: Request, _: Exception) -> JSONResponse:
+    error = ApiError(404, f"no such path: {request.url.path}", None, "not_found")
+    return JSONResponse(error.body(), 404)
+
+
+def _bind_to_loopback() -> None:
+    """Keep the port that each replica opens for calls between deployments off the network; nobody calls it here.
+
+    Ray 2.60 binds it to every interface after this constructor, without a setting, and unpickles what comes in.
+    """
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
+
+
+class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica needs to know, as plain values."""
+
+    bootstrap: str
+    artifacts: str
+    identity_secret: bytes
+    policies: dict[str, ModelPolicy]
+    slots: int = 32
+    threads: int | None = None
+
+
+@serve.deployment(name="gateway", max_ongoing_requests=256, health_check_period_s=10)
+@serve.ingress(api)
+class GatewayDeployment:
+    """One replica: its engine, its registry follower, its Kafka producer."""
+
+    def __init__(self, encoded_settings: bytes) -> None:
+        _bind_to_loopback()
+        # Here, not above: the process that deploys imports this module too and needs no torch.
+        from serving.engine import Engine
+        from serving.follow import Follower
+        from serving.gateway import SOURCE, Gateway
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        settings = msgspec.json.decode(encoded_settings, type=ServeSettings)
+        replica = f"replica-{os.getpid()}"
+        self._producer = kafka.producer(settings.bootstrap, linger_ms=2)
+        self._stop = threading.Event()
+        longest = max(policy.max_prompt_tokens + policy.max_tokens for policy in settings.policies.values())
+
+        def make_engine(base_dir: Path) -> Engine:
+            return Engine(base_dir, slots=settings.slots, max_length=longest, threads=settings.threads)
+
+        def say(event: AdapterLoaded) -> None:
+            kafka.produce(self._producer, kafka.out(event, source=SOURCE, subject=f"{event.model}@{event.version}"))
+
+        store = ArtifactStore(settings.artifacts)
+        self._follower = Follower(settings.policies, store, replica, say, make_engine)
+        ids = InferenceIds(settings.identity_secret)
+        self._gateway = Gateway(self._follower, settings.policies, ids, self._producer, replica)
+        for target in (self._follow, self._poll):
+            threading.Thread(target=target, args=(settings.bootstrap,), daemon=True, name=target.__name__).start()
+
+    def _follow(self, bootstrap: str) -> None:
+        while not self._stop.is_set():
+            try:
+                self._follower.follow(bootstrap, self._stop)
+            except Exception:
+                logging.getLogger(__name__).exception("reading the registry failed; trying again")
+                self._stop.wait(1)
+
+    def _poll(self, _: str) -> None:
+        while not self._stop.is_set():
+            self._producer.poll(0.1)
+
+    @api.post("/v1/chat/completions")
+    async def chat(self, request: Request) -> Response:
+        with self._gateway.metrics.request("chat"):
+            call = await self._gateway.open(await request.body())
+            if call.chat.stream:
+                return StreamingResponse(await self._gateway.stream(call), media_type="text/event-stream")
+            return JSONResponse(await self._gateway.answer(call))
+
+    @api.post("/v1/feedback")
+    async def feedback(self, request: Request) -> Response:
+        with self._gateway.metrics.request("feedback"):
+            return JSONResponse(await self._gateway.feedback(await request.body()))
+
+    @api.get("/v1/models")
+    async def models(self) -> Response:
+        return JSONResponse(self._gateway.models())
+
+    @api.get("/metrics")
+    async def metrics(self) -> Response:
+        return Response(self._gateway.metrics.exposed(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @api.get("/healthz")
+    async def healthz(self) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    @api.get("/readyz")
+    async def readyz(self) -> Response:
+        ready = self._follower.ready()
+        served = {model: f"{model}@{version}" for model, version in self._follower.champions().items()}
+        return JSONResponse({"status": "ready" if ready else "starting", "serving": served}, 200 if ready else 503)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stop"):
+            self._stop.set()
+            self._producer.flush(5)
+            self._follower.close()
+
+
+def run_serve(settings: ServeSettings, port: int, replicas: int = 1) -> Any:
+    """Deploy the gateway on a running Ray, on 127.0.0.1:`port`; returns the application's handle."""
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120})
+    app = GatewayDeployment.options(num_replicas=replicas).bind(msgspec.json.encode(settings))  # type: ignore[attr-defined]
+    return serve.run(app, name=APP_NAME, route_prefix="/")

@@ -1,0 +1,265 @@
+"""The gateway: one HTTP request's way to an answer and to the events that follow from it.
+
+A chat request is parsed → its alias resolved to a loaded version → answered by the engine → published as
+`InferenceServed`. Feedback is a user's only copy: it is answered 200 after the broker's acknowledgement and
+503 otherwise. Knows nothing of Ray; `serving.app` puts it behind Ray Serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Producer
+
+from schemas.events import FeedbackGiven, InferenceServed, Message
+from schemas.identity import InferenceIds, partition_of, subject_of_request, uuid7_hex
+from schemas.policy import ModelPolicy
+from schemas.topics import BY_NAME
+from serving.engine import AdapterError, EngineClosed, Generated, PromptError, Request, Ticket
+from serving.errors import ApiError, bad_request, not_found
+from serving.follow import Follower, Route, RouteError
+from serving.metrics import ReplicaMetrics
+from serving.requests import ChatRequest, FeedbackRequest, parse_chat, parse_feedback
+from serving.routing import parse_model, resolve
+from streams import kafka
+
+log = logging.getLogger(__name__)
+SOURCE = "serve"
+ACK_TIMEOUT_S = 10.0
+_FEEDBACK_PARTITIONS = BY_NAME["usage.feedback"].partitions
+
+
+@dataclass
+class Call:
+    """One chat request on its way: what was asked, who answers, and when what happened (seconds)."""
+
+    chat: ChatRequest
+    route: Route
+    inference_id: str
+    request: Request
+    began: float
+    first_token: float = 0.0
+
+
+class Gateway:
+    """See the module. All methods run on one asyncio loop."""
+
+    def __init__(
+        self, follower: Follower, policies: dict[str, ModelPolicy], ids: InferenceIds, producer: Producer, replica: str
+    ) -> None:
+        self._follower, self._policies, self._ids = follower, policies, ids
+        self._producer, self._replica = producer, replica
+        self.metrics = ReplicaMetrics(replica)
+
+    # -- answering ------------------------------------------------------------------------------------
+
+    async def open(self, body: bytes) -> Call:
+        """Parse and route a chat request. Raises `ApiError`."""
+        began = time.perf_counter()
+        chat = parse_chat(body)
+        route = await self._route(chat.model)
+        policy = self._policies[route.model]
+        asked = chat.max_completion_tokens or chat.max_tokens or policy.max_tokens
+        request = Request(
+            messages=chat.turns(), adapter=route.adapter, max_new_tokens=min(asked, policy.max_tokens),
+            temperature=chat.temperature or 0.0, top_p=chat.top_p or 1.0, seed=chat.seed, stop=chat.stops(),
+        )
+        return Call(chat, route, self._ids.issue(), request, began)
+
+    async def _route(self, requested: str) -> Route:
+        name, version = resolve(requested, set(self._policies), self._follower.states)
+        try:
+            if parse_model(requested)[1] == "champion":
+                return self._follower.champion(name)
+            return await asyncio.to_thread(self._follower.route, name, version)
+        except RouteError as error:
+            raise ApiError(503, str(error), "model", "not_ready", retry_after_s=2) from error
+
+    async def answer(self, call: Call) -> dict[str, Any]:
+        """The whole answer, in OpenAI's form."""
+        done: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
+        ticket = self._submit(call, None, done)
+        try:
+            generated = await done
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+        except Exception as error:
+            raise _engine_error(error) from error
+        self._publish(call, generated, streamed=False)
+        choice = {
+            "index": 0, "finish_reason": generated.finish_reason, "logprobs": None,
+            "message": {"role": "assistant", "content": generated.text},
+        }
+        return {**self._head(call, "chat.completion"), "choices": [choice], "usage": _usage(generated)}
+
+    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        """The answer as server-sent events. Submits at once, so that errors come before the first byte."""
+        deltas: asyncio.Queue[str | None] = asyncio.Queue()
+        done: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
+        ticket = self._submit(call, deltas, done)
+        return self._chunks(call, ticket, deltas, done)
+
+    async def _chunks(
+        self, call: Call, ticket: Ticket, deltas: asyncio.Queue[str | None], done: asyncio.Future[Generated]
+    ) -> AsyncIterator[bytes]:
+        try:
+            yield self._chunk(call, {"role": "assistant", "content": ""})
+            while (delta := await deltas.get()) is not None:
+                yield self._chunk(call, {"content": delta})
+            generated = await done
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - the headers are out: the error travels in the stream
+            refused = _engine_error(error)
+            self.metrics.failed("chat", refused)
+            yield _event(refused.body())
+            return
+        self._publish(call, generated, streamed=True)
+        yield self._chunk(call, {}, generated.finish_reason)
+        if call.chat.stream_options and call.chat.stream_options.include_usage:
+            yield _event({**self._head(call, "chat.completion.chunk"), "choices": [], "usage": _usage(generated)})
+        yield b"data: [DONE]\n\n"
+
+    def _submit(
+        self, call: Call, deltas: asyncio.Queue[str | None] | None, done: asyncio.Future[Generated]
+    ) -> Ticket:
+        loop = asyncio.get_running_loop()
+
+        def on_delta(text: str) -> None:  # on the engine's thread
+            call.first_token = call.first_token or time.perf_counter()
+            if deltas is not None:
+                loop.call_soon_threadsafe(deltas.put_nowait, text)
+
+        def on_done(ticket: Ticket) -> None:  # on the engine's thread
+            loop.call_soon_threadsafe(_settle, done, ticket)
+            if deltas is not None:
+                loop.call_soon_threadsafe(deltas.put_nowait, None)
+
+        try:
+            return call.route.engine.submit(call.request, on_delta, on_done)
+        except (PromptError, AdapterError, EngineClosed) as error:
+            raise _engine_error(error) from error
+
+    def _head(self, call: Call, kind: str) -> dict[str, Any]:
+        model = f"{call.route.model}@{call.route.version}"
+        return {"id": call.inference_id, "object": kind, "created": int(time.time()), "model": model}
+
+    def _chunk(self, call: Call, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return _event({**self._head(call, "chat.completion.chunk"), "choices": [choice]})
+
+    def _publish(self, call: Call, generated: Generated, streamed: bool) -> None:
+        now, chat = time.perf_counter(), call.chat
+        conversation = chat.conversation() or call.inference_id
+        event = InferenceServed(
+            model=call.route.model, inference_id=call.inference_id, version=call.route.version, requested=chat.model,
+            base=call.route.base, digest=call.route.digest,
+            subject_id=subject_of_request(chat.safety_identifier, chat.user, chat.conversation(), call.inference_id),
+            conversation_id=conversation, messages=[Message(**turn) for turn in chat.turns()], answer=generated.text,
+            finish_reason=generated.finish_reason, input_tokens=generated.input_tokens,
+            output_tokens=generated.output_tokens, latency_ms=(now - call.began) * 1000,
+            first_token_ms=((call.first_token or now) - call.began) * 1000, streamed=streamed,
+            temperature=call.request.temperature, max_tokens=call.request.max_new_tokens, replica=self._replica,
+            labels=chat.metadata or {},
+        )
+        subject = f"{call.route.model}@{call.route.version}"
+        self.metrics.answered(subject, now - call.began)
+        kafka.produce(self._producer, kafka.out(event, source=SOURCE, subject=subject, event_id=call.inference_id))
+
+    # -- the rest -------------------------------------------------------------------------------------
+
+    def models(self) -> dict[str, Any]:
+        """`GET /v1/models`: every alias a request may name."""
+        names = []
+        for model in sorted(self._policies):
+            state = self._follower.states.get(model)
+            names += [model, f"{model}@champion", f"{model}@0"]
+            names += [f"{model}@{entry.version}" for entry in (state.versions if state else [])]
+        return {"object": "list", "data": [
+            {"id": name, "object": "model", "created": 0, "owned_by": "tuneloop"} for name in names
+        ]}  # fmt: skip
+
+    async def feedback(self, body: bytes) -> dict[str, Any]:
+        """Publish feedback and wait for the broker. Raises `ApiError` 400, 404, 503."""
+        request = parse_feedback(body, self._policies)
+        if not self._ids.genuine(request.inference_id):
+            raise not_found(
+                f"no gateway issued the inference id {request.inference_id!r}; send the `id` of a chat completion",
+                "inference_id", "unknown_inference",
+            )
+        event = _feedback_event(request)
+        await self._acknowledged(
+            kafka.out(
+                event, source=SOURCE, partition=partition_of(event.inference_id, _FEEDBACK_PARTITIONS),
+                event_id=event.feedback_id, causation_id=event.inference_id,
+            )
+        )
+        self.metrics.feedback(event.metric_name)
+        return {"object": "feedback", "feedback_id": event.feedback_id, "inference_id": event.inference_id}
+
+    async def _acknowledged(self, out: kafka.Out) -> None:
+        loop = asyncio.get_running_loop()
+        delivered: asyncio.Future[None] = loop.create_future()
+
+        def on_delivery(error: Any, _: Any) -> None:  # on the polling thread
+            loop.call_soon_threadsafe(_acknowledge, delivered, error)
+
+        kafka.produce(self._producer, out, on_delivery)
+        try:
+            await asyncio.wait_for(delivered, ACK_TIMEOUT_S)
+        except (TimeoutError, ConnectionError) as error:
+            message = "the feedback was not stored; send it again"
+            raise ApiError(503, message, None, "not_stored", retry_after_s=5) from error
+
+
+def _feedback_event(request: FeedbackRequest) -> FeedbackGiven:
+    return FeedbackGiven(
+        inference_id=request.inference_id, metric_name=request.metric_name, value=request.value,
+        feedback_id=request.feedback_id or f"feedback-{uuid7_hex()}", subject_id=request.user, tags=request.tags,
+    )
+
+
+def _settle(done: asyncio.Future[Generated], ticket: Ticket) -> None:
+    if done.done():
+        return
+    try:
+        done.set_result(ticket.result(0))
+    except Exception as error:  # noqa: BLE001 - whatever ended the request is for whoever waits for it
+        done.set_exception(error)
+
+
+def _acknowledge(delivered: asyncio.Future[None], error: Any) -> None:
+    if delivered.done():
+        return
+    if error is None:
+        delivered.set_result(None)
+    else:
+        delivered.set_exception(ConnectionError(str(error)))
+
+
+def _engine_error(error: Exception) -> ApiError:
+    if isinstance(error, PromptError):
+        return bad_request(str(error), "messages", "context_length_exceeded" if "tokens" in str(error) else None)
+    if isinstance(error, AdapterError | EngineClosed):
+        return ApiError(503, str(error), "model", "not_ready", retry_after_s=1)
+    log.error("generation failed", exc_info=error)
+    return ApiError(500, f"the answer failed: {type(error).__name__}", None, "generation_failed")
+
+
+def _usage(generated: Generated) -> dict[str, int]:
+    return {
+        "prompt_tokens": generated.input_tokens, "completion_tokens": generated.output_tokens,
+        "total_tokens": generated.input_tokens + generated.output_tokens,
+    }
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
