@@ -1,0 +1,114 @@
+"""The fine-tuning engine's warm child: one job at a time, from shards to a stored adapter.
+
+Reads shards and models from the artifact store, writes the adapter there under its content's hash. Has no
+Kafka client; whoever spawned it publishes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from schemas.events import JobRequested
+from schemas.policy import ModelPolicy
+from serving.engine import Engine
+from streams.artifacts import ArtifactStore, get_shard_set
+from trainers import sft
+from trainers.dataset import Row, TrainingSet, read_rows, training_set
+
+Report = Callable[[dict[str, Any]], None]
+NICENESS = 5  # answers come before training where both share the cores
+
+
+class JobError(RuntimeError):
+    """A job cannot be done as it was asked for; the message says why."""
+
+
+def make(artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
+    """What the warm child runs for each request."""
+    os.nice(NICENESS)
+    store = ArtifactStore(artifacts)
+    return lambda request, report: train(request, report, store)
+
+
+def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
+    """Do one job; returns the candidate's own fields. Raises `JobError` and `ArtifactError`."""
+    report({"phase": "started"})
+    job = msgspec.convert(request["job"], JobRequested)
+    policy = msgspec.convert(request["policy"], ModelPolicy)
+    data = job_data(job, policy, store)
+    base_dir = store.get_folder(job.base_path, job.base_digest)
+    parent = store.get_folder(job.parent_path, job.parent_digest) if job.parent_digest else None
+    recipe = recipe_of(job.recipe)
+    with tempfile.TemporaryDirectory(prefix="tuneloop-job-") as folder:
+        trained = sft.train(
+            base_dir,
+            [sft.Example(messages=row.messages, completion=row.completion) for row in data.rows],
+            recipe,
+            Path(folder) / "adapter",
+            parent_adapter=parent,
+            on_progress=lambda progress: report(_progress(progress)),
+            should_stop=lambda: False,
+        )
+        if not math.isfinite(trained.loss):
+            raise JobError(f"training diverged: the loss is {trained.loss}; lower the recipe's learning_rate")
+        report({"phase": "saving", "step": trained.steps, "steps": trained.steps, "loss": trained.loss})
+        fingerprint = _fingerprint(base_dir, Path(folder) / "adapter")
+        path, digest = store.put_folder("adapters", Path(folder) / "adapter")
+    return {
+        "digest": digest,
+        "path": path,
+        "examples": trained.examples,
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "loss": trained.loss,
+        "fingerprint": fingerprint,
+    }
+
+
+def job_data(job: JobRequested, policy: ModelPolicy, store: ArtifactStore) -> TrainingSet:
+    """The rows a job trains on."""
+    new: list[Row] = read_rows(store, get_shard_set(store, job.new_data))
+    replay = read_rows(store, get_shard_set(store, job.replay_data))
+    data = training_set(new, replay, replay_share=policy.replay_share, max_replay=policy.max_replay_examples, seed=0)
+    if not data.rows:
+        raise JobError(f"{job.new_data.shards} shards hold no training example")
+    return data
+
+
+def recipe_of(overrides: dict[str, float]) -> sft.Recipe:
+    """The trainer's defaults with a model's overrides. Raises `JobError` for an unknown field."""
+    known = {field.name: field for field in fields(sft.Recipe)}
+    unknown = sorted(overrides.keys() - known.keys())
+    if unknown:
+        raise JobError(f"recipe: unknown fields {unknown}; known: {', '.join(sorted(known))}")
+    default = sft.Recipe()
+    return replace(default, **{name: type(getattr(default, name))(value) for name, value in overrides.items()})
+
+
+def _progress(progress: sft.Progress) -> dict[str, Any]:
+    return {
+        "phase": "training",
+        "step": progress.step,
+        "steps": progress.steps,
+        "loss": progress.loss,
+        "examples_per_s": progress.examples_per_s,
+        "time_left_s": progress.time_left_s,
+    }
+
+
+def _fingerprint(base_dir: Path, adapter_dir: Path) -> list[float]:
+    """The adapter's logits through the very engine that will serve it."""
+    engine = Engine(base_dir, slots=1)
+    try:
+        engine.load("candidate", adapter_dir)
+        return engine.fingerprint("candidate")
+    finally:
+        engine.close()
