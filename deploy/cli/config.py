@@ -1,0 +1,35 @@
+"""`tuneloop config show`: every setting, its value, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import msgspec
+import typer
+
+from deploy.cli.context import context
+from deploy.cli.output import Format, show
+
+app = typer.Typer(no_args_is_help=True, help="The settings in force.")
+
+
+@app.command("show")
+def show_config(format: Format = Format.table) -> None:
+    """Every setting, its value and its source: flag > environment > file > default."""
+    settings = context.settings
+    rows = [
+        {"setting": f.name, "value": getattr(settings, f.name), "source": settings.sources.get(f.name, "default")}
+        for f in fields(settings)
+        if f.name not in ("models", "sources")
+    ]
+    for name, policy in settings.models.items():
+        source = settings.sources.get("models", "default")
+        for key, value in msgspec.to_builtins(policy).items():
+            rows.append({"setting": f"models.{name}.{key}", "value": value, "source": source})
+    show(rows, format)
+
+
+@app.command("path")
+def path() -> None:
+    """Where the data directory is."""
+    print(context.settings.data)

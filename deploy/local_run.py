@@ -1,0 +1,156 @@
+"""`tuneloop up`: which processes a data directory runs, and how their start is shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from deploy.addresses import addresses, choose_ports, identity_secret, metrics_port
+from deploy.local import kafka as local_kafka
+from deploy.local import supervise
+from deploy.local.errors import LocalPartError
+from deploy.local.supervise import Process, State
+from deploy.local.supervised import read_spec
+from deploy.processes import CONSUMERS, ready_file
+from deploy.settings import Settings
+from streams.clickhouse import connect
+
+Note = Callable[[str], None]
+# Threads of numeric libraries multiply across ten processes; the ones that compute set their own number. Idle
+# threads sleep, as the cores are shared. A training step's shapes vary, and each shape cached costs memory.
+_QUIET = {
+    "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+    "TQDM_DISABLE": "1",  # bars of libraries have no business in a log
+    "MALLOC_ARENA_MAX": "2", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}  # fmt: skip
+
+
+def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s: float) -> None:
+    """Start what is missing and return when all is ready. Raises `SupervisorError`, `LocalPartError`."""
+    if supervise.is_running(settings.data):
+        spec = read_spec(settings.data)
+        if spec is not None:
+            supervise.start(settings.data, spec.processes, on_state, timeout_s)
+            return
+    check_given(settings)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    identity_secret(settings)
+    supervise.start(settings.data, processes(settings, on_note), on_state, timeout_s)
+
+
+def check_given(settings: Settings) -> None:
+    """Raises `LocalPartError` where a given address does not answer."""
+    if settings.kafka_bootstrap and not local_kafka.ready(settings.kafka_bootstrap, timeout_s=5):
+        raise LocalPartError(
+            f"no Kafka answers at kafka_bootstrap = {settings.kafka_bootstrap}: start it, correct the address, "
+            "or leave it empty for a local one"
+        )
+    url = settings.clickhouse_url
+    if url:
+        try:
+            connect(url, timeout_s=3)
+        except ClickHouseError as error:
+            raise LocalPartError(
+                f"no ClickHouse answers at clickhouse_url = {url}: start it, correct the address, "
+                "or leave it empty for a local one"
+            ) from error
+
+
+def processes(settings: Settings, on_note: Note = lambda _: None) -> list[Process]:
+    """Everything that runs for these settings, local parts first."""
+    ports = choose_ports(settings)
+    local: list[Process] = []
+    if not settings.kafka_bootstrap:
+        on_note("preparing Kafka (the first time, its jars are downloaded)")
+        broker = local_kafka.prepare(settings.data / "kafka", ports["kafka"], local_kafka.fetch_jars(on_note))
+        local.append(Process("kafka", broker.argv, broker.env, ready=f"tcp:127.0.0.1:{ports['kafka']}"))
+    if not settings.clickhouse_url:
+        folder, port = settings.data / "clickhouse", ports["clickhouse"]
+        argv = (sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder), "--port", str(port))
+        local.append(Process("clickhouse", argv, _environment(settings), ready=f"http:http://127.0.0.1:{port}/ping"))
+    names = [process.name for process in local]
+    return [*local, *(_consumer(settings, name, names, metrics_port(ports, name)) for name in CONSUMERS)]
+
+
+def _consumer(settings: Settings, name: str, local: list[str], metrics_port: int) -> Process:
+    after = [part for part in local if part == "kafka" or name in ("monitor", "conduct", "erase")]
+    if name == "conduct":
+        after.append("monitor")
+    if name == "serve":
+        after.append("register")
+        ready = f"http:{addresses(settings).http}/readyz"
+    else:
+        ready = f"file:{ready_file(settings, name)}"
+    argv = (sys.executable, "-m", "deploy.processes", name)
+    environment = {**_environment(settings), "TUNELOOP_METRICS_PORT": str(metrics_port)}
+    return Process(name, argv, environment, tuple(after), ready)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings in force, handed to a child as environment; models travel by the settings file."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    environment = {**_QUIET, "PYTHONPATH": path, "TUNELOOP_DATA_DIR": str(settings.data)}
+    for name in ("kafka_bootstrap", "clickhouse_url", "artifacts", "identity_secret_file", "http_port", "metrics_host"):
+        value = getattr(settings, name)
+        if value:
+            environment[f"TUNELOOP_{name.upper()}"] = str(value)
+    file = settings.sources.get("models")
+    if file:
+        environment["TUNELOOP_CONFIG"] = os.path.abspath(file)
+    return environment
+
+
+def where(settings: Settings) -> dict[str, str]:
+    """The address of each part that listens for users."""
+    known = addresses(settings)
+    return {"kafka": known.bootstrap, "clickhouse": known.clickhouse, "serve": f"{known.http}/v1"}
+
+
+_MARKS = {"ready": "[green]✓[/]", "starting": "[yellow]…[/]", "waiting": "[dim]·[/]", "stopped": "[dim]■[/]"}
+
+
+class StartDisplay:
+    """A live list of processes on a terminal; a line per change elsewhere is left out."""
+
+    def __init__(self, console: Console, verb: str = "starting") -> None:
+        self._console, self._verb, self._note = console, verb, ""
+        self._states: dict[str, State] = {}
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> StartDisplay:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_note(self, note: str) -> None:
+        self._note = note
+        self._draw()
+
+    def on_state(self, states: dict[str, State]) -> None:
+        self._states, self._note = states, ""
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._live:
+            return
+        grid = Table.grid(padding=(0, 1))
+        done = sum(state.status == "ready" for state in self._states.values())
+        head = self._note or f"{self._verb}: {done} of {len(self._states)} ready"
+        grid.add_row("", head)
+        for name, state in self._states.items():
+            grid.add_row(_MARKS.get(state.status, "[red]![/]"), f"{name} [dim]{state.status}[/]")
+        self._live.update(grid)

@@ -1,0 +1,138 @@
+"""Settings: read once, frozen, closed. Flag > environment > settings file > default.
+
+The file is `tuneloop.toml` (or what `--config` or `TUNELOOP_CONFIG` names). An unknown key is an error that
+names it. `sources` remembers where each value came from, for `tuneloop config show`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from schemas.policy import ModelPolicy
+
+DEFAULT_FILE = "tuneloop.toml"
+PREFIX = "TUNELOOP_"
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a wrong value; the message says which and where it stands."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything configurable. An empty address means: start that part locally.
+
+    `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own.
+    """
+
+    data_dir: str = ".tuneloop"
+    kafka_bootstrap: str = ""
+    clickhouse_url: str = ""
+    artifacts: str = ""
+    identity_secret_file: str = ""
+    http_port: int = 0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    serve_replicas: int = 1
+    serve_slots: int = 32
+    replication_factor: int = 1
+    prepare_linger_s: float = 1.0
+    prepare_helpers: int = 1
+    join_wait_days: float = 30.0
+    models: dict[str, ModelPolicy] = field(default_factory=lambda: {"support": ModelPolicy()})
+    sources: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.join_wait_days < math.inf:
+            origin = self.sources.get("join_wait_days", "the default")
+            raise SettingsError(
+                f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
+            )
+
+    @property
+    def data(self) -> Path:
+        return Path(self.data_dir).absolute()
+
+    @property
+    def artifact_root(self) -> str:
+        return self.artifacts or str(self.data / "artifacts")
+
+    @property
+    def secret_file(self) -> Path:
+        return Path(self.identity_secret_file) if self.identity_secret_file else self.data / "secrets" / "identity"
+
+
+_SCALARS = {f.name: f for f in fields(Settings) if f.name not in ("models", "sources")}
+
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in force. `flags` holds what was given on the command line. Raises `SettingsError`."""
+    path = Path(flags.get("config") or environment.get(PREFIX + "CONFIG") or DEFAULT_FILE)
+    named = bool(flags.get("config") or environment.get(PREFIX + "CONFIG"))
+    file = _read(path, named)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name in _SCALARS:
+        origin, value = _first(name, flags, environment, file, path)
+        if origin:
+            values[name], sources[name] = _typed(name, value, origin), origin
+    if "models" in file:
+        values["models"], sources["models"] = _models(file["models"], path), str(path)
+    return Settings(**values, sources=sources)
+
+
+def _read(path: Path, named: bool) -> dict[str, Any]:
+    if not path.is_file():
+        if named:
+            raise SettingsError(f"no settings file at {path}")
+        return {}
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    unknown = sorted(content.keys() - _SCALARS.keys() - {"models"})
+    if unknown:
+        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join([*_SCALARS, 'models'])}")
+    return content
+
+
+def _first(
+    name: str, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any], path: Path
+) -> tuple[str, Any]:
+    if flags.get(name) is not None:
+        return "flag", flags[name]
+    variable = PREFIX + name.upper()
+    if variable in environment:
+        return variable, environment[variable]
+    return (str(path), file[name]) if name in file else ("", None)
+
+
+def _typed(name: str, value: Any, origin: str) -> Any:
+    default = getattr(Settings, name)
+    try:
+        return msgspec.convert(value, type(default), strict=False)
+    except msgspec.ValidationError as error:
+        wanted = type(default).__name__
+        raise SettingsError(f"{name} (from {origin}): expected {wanted}, got {value!r}") from error
+
+
+def _models(tables: Any, path: Path) -> dict[str, ModelPolicy]:
+    if not isinstance(tables, dict):
+        raise SettingsError(f"{path}: models: expected tables [models.NAME], got {tables!r}")
+    models = {}
+    for name, table in tables.items():
+        try:
+            models[name] = msgspec.convert(table, ModelPolicy)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{path}: models.{name}: {error}") from error
+    if not models:
+        raise SettingsError(f"{path}: models: at least one model is needed")
+    return models
