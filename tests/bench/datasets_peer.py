@@ -1,0 +1,70 @@
+"""The `datasets` pipeline of `prepare_vs_datasets`: `python -m tests.bench.datasets_peer RAW.parquet TARGET.parquet`.
+
+RAW has the columns `value` (a record's JSON body) and `offset`. The pipeline prepares in batches of 1,000 in two
+processes, admits rows one batch after the other (what they say depends on all before), writes TARGET and prints one JSON line {"seconds"}. The clock starts with the
+bodies in memory, everything imported, and stops when the file is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import codec
+from schemas.shards import SHARD_SCHEMA
+from streams.prepare.admit import Admission
+from streams.prepare.rules import Dropped, prepare
+from tests.bench import load
+
+PROCESSES, BATCH, ADMITTED = 2, 1_000, 5_000
+
+
+def prepared(batch: dict[str, list[Any]]) -> pa.Table:
+    """Rows of the records of a batch that make one."""
+    rows = []
+    for value, offset in zip(batch["value"], batch["offset"], strict=True):
+        envelope, event = codec.decode("training.raw", value, None, partition=0, offset=offset, timestamp_ms=0)
+        result = prepare(event, envelope, load.POLICY)
+        if not isinstance(result, Dropped):
+            rows.append({**result.row, "partition": 0, "offset": offset})
+    return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+
+
+def admitted(batch: pa.Table, state: Admission) -> pa.Table:
+    """The rows of a batch that say what no earlier row said, exactly or nearly."""
+    kept, _, _ = state.admit(batch.to_pylist(), load.POLICY)
+    return pa.Table.from_pylist(kept, schema=SHARD_SCHEMA)
+
+
+def main() -> None:
+    source, target = sys.argv[1:]
+    datasets.disable_progress_bars()
+    state, features = Admission(), datasets.Features.from_arrow_schema(SHARD_SCHEMA)
+    with tempfile.TemporaryDirectory() as cache:
+        datasets.config.HF_DATASETS_CACHE = cache
+        table = pq.read_table(source)
+        begun = time.perf_counter()
+        raw = datasets.Dataset(table)
+        rows = raw.map(
+            prepared, batched=True, batch_size=BATCH, num_proc=PROCESSES, remove_columns=raw.column_names,
+            features=features,
+        )  # fmt: skip
+        kept = rows.with_format("arrow").map(
+            admitted, batched=True, batch_size=ADMITTED, features=features, fn_kwargs={"state": state},
+            new_fingerprint="admitted",  # the state is not to be hashed: it changes with every batch
+        )  # fmt: skip
+        kept.to_parquet(target)
+        print(json.dumps({"seconds": time.perf_counter() - begun}), flush=True)
+
+
+if __name__ == "__main__":
+    from tests.bench import datasets_peer  # what is in __main__ would be pickled with all that it refers to
+
+    datasets_peer.main()

@@ -1,0 +1,47 @@
+"""Real parts for the whole run: one Kafka broker and one ClickHouse engine, started when a test first asks.
+
+Tests share them, so each makes its own: a fresh topic, group, transactional id or model (`tests.broker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from deploy.local import kafka as local_kafka
+from deploy.local.errors import LocalPartError
+from tests import parts
+
+
+def a_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a broker that has every topic of `schemas.topics`."""
+    try:
+        local_kafka.fetch_jars()
+    except LocalPartError as error:
+        pytest.skip(str(error))
+    with parts.broker(tmp_path_factory.mktemp("kafka")) as bootstrap:
+        yield bootstrap
+
+
+kafka_bootstrap = pytest.fixture(scope="session")(a_broker)
+# For a module whose records would be others' backlog, or theirs its own.
+own_bootstrap = pytest.fixture(scope="module")(a_broker)
+
+
+@pytest.fixture(scope="session")
+def clickhouse_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a ClickHouse that has every migration applied."""
+    with parts.clickhouse(tmp_path_factory.mktemp("clickhouse")) as url:
+        yield url
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Without the thousands of lines in which librdkafka says that a broker which a test has killed is away."""
+    report = yield
+    report.sections = [
+        (title, "".join(line for line in text.splitlines(keepends=True) if "|rdkafka#" not in line))
+        for title, text in report.sections
+    ]
+    return report

@@ -1,0 +1,113 @@
+"""One realistic example of every event, by hand: what the contract is checked against and a reader can learn from."""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas import events as e
+
+_NEW = e.ShardSet(path="sets/support/5f1d.json", digest="5f1d" * 16, shards=2, rows=412)
+_REPLAY = e.ShardSet(path="sets/support/77aa.json", digest="77aa" * 16, shards=9, rows=1_804)
+_INFERENCE = "chatcmpl-019aa5d0c1f27b3e9d54a1b2c3d4e5f6a1b2c3d4e5f6"
+_QUESTION = e.Message(role="user", content="I still have not received my refund, what now?")
+_ADAPTER = "adapters/0b9e/7c11"
+_FINGERPRINT = [4.125, -0.5, 2.25]
+
+_CHECK = e.Check(
+    check="retention", dataset="hold-out", passed=True, reason="no loss beyond the margin", n=480, n_required=433,
+    champion_mean=0.91, candidate_mean=0.905, difference=-0.005, bound=-0.021, margin=0.05, discordance=0.1,
+    power=0.97, confidence=0.95,
+)  # fmt: skip
+_VERSION = e.Version(
+    version=2, digest="0b9e" * 16, path=_ADAPTER, base="pydoc-4m", base_digest="e0c4" * 16, job_id="job-1f2e",
+    fingerprint=_FINGERPRINT, new_data=_NEW, replay_data=_REPLAY, correlation_id="drift-9a31", drift_id="drift-9a31",
+    quality=0.913, quality_n=200, quality_low=0.866, quality_high=0.945,
+)  # fmt: skip
+
+_ALL: tuple[msgspec.Struct, ...] = (
+    e.RecordSubmitted(
+        model="support", kind="sft", messages=[e.Message(role="system", content="Answer with a topic."), _QUESTION],
+        completion="refund_not_showing_up", record_id=f"sft-{_INFERENCE}", subject_id="customer-4711",
+        conversation_id="ticket-90210", inference_id=_INFERENCE, origin="feedback",
+    ),
+    e.ShardWritten(
+        model="support", shard_id="shard-c0ffee", path="shards/support/shard-c0ffee.parquet", digest="aa11" * 16,
+        size_bytes=18_231, rows=206, rows_by_kind={"sft": 200, "kto": 6}, rows_by_split={"train": 161, "test": 39},
+        rows_by_class={"refund_not_showing_up": 12}, dropped={"duplicate": 3}, masked={"email": 2},
+        source_topic="training.raw", source_partition=3, first_offset=1_000, last_offset=1_208, rules_version="1",
+    ),
+    e.JobRequested(
+        model="support", job_id="job-1f2e", reason="drift", base="pydoc-4m", base_path="bases/e0c4",
+        base_digest="e0c4" * 16, parent_version=1, parent_path="adapters/77/11", parent_digest="7711" * 16,
+        new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", recipe={"rank": 16.0},
+    ),
+    e.JobDeferred(
+        model="support", drift_id="drift-9a31", new_examples=140, min_new_examples=200,
+        waits_for={"new examples": "140 of 200 committed in shards"},
+    ),
+    e.JobProgressed(
+        model="support", job_id="job-1f2e", phase="training", step=40, steps=180, loss=0.82, examples_per_s=61.5,
+        time_left_s=48.0,
+    ),
+    e.JobEnded(model="support", job_id="job-1f2e", outcome="failed", reason="the disk is full", seconds=12.5),
+    e.CandidateTrained(
+        model="support", job_id="job-1f2e", digest="0b9e" * 16, path=_ADAPTER, base="pydoc-4m",
+        base_path="bases/e0c4", base_digest="e0c4" * 16, parent_version=1, new_data=_NEW, replay_data=_REPLAY,
+        method="lora", examples=2_216, steps=180, tokens=96_113, loss=0.18, seconds=71.2, fingerprint=_FINGERPRINT,
+        drift_id="drift-9a31",
+    ),
+    e.VerdictReached(
+        model="support", job_id="job-1f2e", digest="0b9e" * 16, passed=True, reason="better on recent data",
+        champion_version=1, checks=[_CHECK], path=_ADAPTER, base="pydoc-4m", base_digest="e0c4" * 16,
+        fingerprint=_FINGERPRINT, new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", seconds=9.5,
+    ),
+    e.ModelStateChanged(
+        model="support", base="pydoc-4m", epoch=7, champion=2, previous=1, shares={"2": 1.0}, versions=[_VERSION],
+        change="promoted", reason="better on recent data",
+    ),
+    e.BaseRegistered(
+        model="pydoc-4m", path="bases/e0c4", digest="e0c4" * 16, architecture="LlamaForCausalLM",
+        parameters=4_199_680, context_tokens=1_024,
+    ),
+    e.BaseAddRequested(
+        model="pydoc-4m", path="bases/e0c4", digest="e0c4" * 16, architecture="LlamaForCausalLM",
+        parameters=4_199_680, context_tokens=1_024,
+    ),
+    e.RollbackRequested(model="support", to_version=1, epoch=7, reason="customers complain"),
+    e.TrainingRequested(model="support", reason="new products since Monday"),
+    e.DecisionMade(
+        model="support", decision="promoted", reason="better on recent data", version=2, previous=1,
+        digest="0b9e" * 16, job_id="job-1f2e", drift_id="drift-9a31", epoch=7,
+    ),
+    e.AdapterLoaded(
+        model="support", version=2, digest="0b9e" * 16, replica="serve-0", loaded=False, seconds=0.4,
+        reason="the logit fingerprint differs by 0.7",
+    ),
+    e.InferenceServed(
+        model="support", inference_id=_INFERENCE, version=2, requested="support@champion", base="pydoc-4m",
+        digest="0b9e" * 16, subject_id="customer-4711", conversation_id="ticket-90210", messages=[_QUESTION],
+        answer="refund_not_showing_up", finish_reason="stop", input_tokens=23, output_tokens=6, latency_ms=41.7,
+        first_token_ms=18.2, streamed=True, temperature=0.2, max_tokens=64, replica="serve-0", labels={"shop": "de"},
+    ),
+    e.FeedbackGiven(
+        inference_id=_INFERENCE, metric_name="correct", value=False, feedback_id="feedback-31",
+        subject_id="customer-4711", conversation_id="ticket-90210", tags={"channel": "mail"},
+    ),
+    e.PerformanceMeasured(
+        model="support", version=2, metric="correct", requests=1_204, feedback_share=0.31, quality_n=373,
+        quality=0.913, quality_low=0.88, quality_high=0.937, recent_n=200, recent_quality=0.9, recent_low=0.85,
+        recent_high=0.934, rating=4.4, latency_ms_p50=39.0, latency_ms_p99=112.0,
+    ),
+    e.DriftDetected(
+        model="support", drift_id="drift-9a31", version=1, metric="correct", baseline=0.87, threshold=0.82,
+        current=0.55, evidence=10_412.0, average_run_length=10_000.0, answers=340, first_partition=2, first_offset=88,
+    ),
+    e.ErasureRequested(
+        erasure_id="erasure-77aa", subject_hash="5d41", subject_id="customer-4711", requested_by="privacy desk",
+    ),
+    e.ErasureCompleted(
+        erasure_id="erasure-77aa", subject_hash="5d41", tombstones={"usage.inferences": 31, "training.raw": 4},
+        shards=2, rows=4, adapters=[e.TaughtBy(model="support", version=2, digest="0b9e" * 16)], seconds=41.5,
+    ),
+)
+EXAMPLES: dict[type[msgspec.Struct], msgspec.Struct] = {type(event): event for event in _ALL}

@@ -1,0 +1,247 @@
+"""The faults: what each does to a running machine, and how long the consumers took to move on.
+
+Every fault returns the seconds from the fault (a kill) or from its end (a stop, a flood, a long job) until the
+committed offset of every partition of every lane it met lies beyond where it was.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from random import Random
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from schemas.topics import DATA_PARTITIONS
+from tests.faults.feed import TOPICS
+from tests.faults.machine import GROUPS, Machine
+from tests.faults.process import EX_POISONED
+from tests.faults.slots import PATIENCE_S, Slot, until
+
+Fault = Callable[[Machine, Random, str], float]
+# How long past its session a stopped consumer sleeps.
+OVERSLEPT_S = 1.5
+
+
+def kill(machine: Machine, random: Random, lane: str) -> float:
+    """kill -9 of one process at any moment."""
+    machine.ready(lane)
+    time.sleep(random.random())
+    before, began = machine.now(lane), time.monotonic()
+    random.choice(machine.running(lane)).kill()
+    return machine.recovery(began, before)
+
+
+def kill_at(failpoint: str) -> Fault:
+    """kill -9 at a failpoint, of whichever process of the lane comes by first."""
+
+    def fault(machine: Machine, random: Random, lane: str) -> float:
+        ending = machine.first_end(lane, f"{failpoint}=kill@{random.randint(1, 3)}", -signal.SIGKILL)
+        before = machine.now(lane)
+        machine.hits[failpoint] += 1
+        return machine.recovery(ending.at, before)
+
+    return fault
+
+
+def kill_twice(machine: Machine, random: Random, lane: str) -> float:
+    """The process that is started again dies once more, at the first failpoint that it passes."""
+    failpoint = FIRST[lane]
+    slot = random.choice(machine.running(lane))
+    machine.ready(lane)
+    ended = len(slot.endings)
+    slot.end(signal.SIGKILL)
+    slot.start(armed=f"{failpoint}=kill@1")
+    # It may never get a partition: then the first kill was all.
+    began = time.monotonic()
+    while len(slot.endings) < ended + 2 and time.monotonic() - began < 15:
+        time.sleep(0.05)
+    slot.arm("")
+    machine.hits[failpoint] += len(slot.endings) >= ended + 2
+    before = machine.now(lane)
+    return machine.recovery(slot.endings[-1].at, before)
+
+
+FIRST = {"copy": "transact.handled", "prepare": "artifact.renamed", "sink": "sink.written", "work": "job.answered"}
+
+
+def stop(machine: Machine, random: Random, lane: str) -> float:
+    """SIGSTOP past the session's time-out, then SIGCONT: a zombie, which must never commit."""
+    machine.ready(lane)
+    slot = random.choice(machine.running(lane))
+    slot.send(signal.SIGSTOP)
+    return _woken(machine, slot, lane)
+
+
+def stop_at(*failpoints: str) -> Fault:
+    """The same in the middle of things."""
+
+    def fault(machine: Machine, random: Random, lane: str) -> float:
+        failpoint = random.choice([name for name in failpoints if lane in LANES_OF[name.partition(".")[0]]])
+        machine.ready(lane)
+        for slot in machine.running(lane):
+            slot.arm(f"{failpoint}=stop@1")
+        asleep = until(
+            lambda: next((one for one in machine.running(lane) if one.stopped()), None), PATIENCE_S, f"{failpoint} in {lane}"
+        )
+        for slot in machine.running(lane):
+            if slot is not asleep:
+                slot.arm("")
+        return _woken(machine, asleep, lane)
+
+    return fault
+
+
+def _woken(machine: Machine, slot: Slot, lane: str) -> float:
+    time.sleep(0.2)
+    for other in machine.running(lane):
+        if other is not slot:  # one that came by the same failpoint before it was disarmed
+            other.send(signal.SIGCONT)
+    time.sleep(machine.pace.session_ms / 1000 + OVERSLEPT_S)
+    slot.arm("")
+    before, began = machine.now(lane), time.monotonic()
+    slot.send(signal.SIGCONT)
+    return machine.recovery(began, before)
+
+
+def kill_broker(machine: Machine, random: Random, lane: str) -> float:
+    """kill -9 of the broker right after it was sent an EndTxn."""
+    before = machine.now()
+    happened = machine.proxy.at("EndTxn", machine.broker.kill)
+    assert happened.wait(PATIENCE_S), "no transaction ended"
+    return machine.recovery(time.monotonic(), before)
+
+
+def stop_broker(machine: Machine, random: Random, lane: str) -> float:
+    """SIGSTOP of the broker right after it was sent an EndTxn, and SIGCONT some time later."""
+    happened = machine.proxy.at("EndTxn", lambda: machine.broker.send(signal.SIGSTOP))
+    before = machine.now()
+    assert happened.wait(PATIENCE_S), "no transaction ended"
+    time.sleep(random.uniform(0.5, 1.5) * machine.pace.session_ms / 1000)
+    began = time.monotonic()
+    machine.broker.send(signal.SIGCONT)
+    return machine.recovery(began, before)
+
+
+def lose(api: str) -> Fault:
+    """The broker's answer to one request never arrives, and its connection breaks."""
+
+    def fault(machine: Machine, random: Random, lane: str) -> float:
+        before = machine.now()
+        assert machine.proxy.lose(api).wait(PATIENCE_S), f"no {api} was answered"
+        return machine.recovery(time.monotonic(), before)
+
+    return fault
+
+
+def storm(machine: Machine, random: Random, lane: str) -> float:
+    """Two more processes join and leave, politely or not, several times."""
+    extras = [machine.extra(lane), machine.extra(lane)]
+    for _ in range(3):
+        for slot in extras:
+            slot.start()
+            time.sleep(random.random())
+        time.sleep(random.random() * 2)
+        for slot in extras:
+            slot.end(random.choice([signal.SIGKILL, signal.SIGTERM]))
+    before, began = machine.now(lane), time.monotonic()
+    for slot in extras:
+        machine.slots[lane].remove(slot)
+    return machine.recovery(began, before)
+
+
+def long_job(machine: Machine, random: Random, lane: str) -> float:
+    """A job that takes twice the poll interval."""
+    seconds = 2 * machine.pace.poll_ms / 1000
+    before, began = machine.now(lane), time.monotonic()
+    machine.feed.job(seconds)
+    machine.feed.flush()
+    target = {lane: {0: before[lane][0] + machine.lag(lane) - 1}}
+    return max(0.0, machine.recovery(began + seconds, target))
+
+
+def flood(machine: Machine, random: Random, lane: str) -> float:
+    """Nothing but poison: the consumer stops by its budget.
+
+    Then somebody looks at it and lets it through once, with a budget lifted for that life: each poisoned record becomes
+    a dead letter, none is skipped, so that nothing is lost whatever it was.
+    """
+    machine.ready(lane)
+    ended = {slot.name: len(slot.endings) for slot in machine.running(lane)}
+    machine.feed.flooded.add(lane)
+    try:
+        for _ in range(4_000):
+            machine.feed.say(lane)
+        until(lambda: any(_poisoned(slot, ended[slot.name]) for slot in machine.running(lane)), PATIENCE_S, f"{lane} poisoned")
+    finally:
+        machine.feed.flooded.discard(lane)
+    for slot in machine.running(lane):
+        slot.end()
+        slot.start(FAULTS_BUDGET="1000000")
+    before, began = machine.now(lane), time.monotonic()
+    recovery_s = machine.recovery(began, before)
+    until(lambda: machine.lag(lane) < 1_000, PATIENCE_S, f"{lane} through its poison")
+    for slot in machine.running(lane):
+        slot.end()
+        slot.start()
+    return recovery_s
+
+
+def _poisoned(slot: Slot, since: int) -> bool:
+    return any(ending.code == EX_POISONED for ending in slot.endings[since:])
+
+
+def kill_in_a_loop(machine: Machine, random: Random, lane: str) -> float:
+    """Every process of the lane killed as soon as it has started, five times."""
+    for _ in range(5):
+        machine.ready(lane)
+        time.sleep(random.random())
+        for slot in machine.running(lane):
+            slot.kill()
+        time.sleep(0.2)
+    before, began = machine.now(lane), time.monotonic()
+    return machine.recovery(began, before)
+
+
+def replay(machine: Machine, random: Random, lane: str) -> float:
+    """The group's offsets go back to the beginning and the sink asks no store: every row is written again."""
+    before = machine.now(lane)
+    slots = machine.running(lane)
+    for slot in slots:
+        slot.end()
+    until(lambda: _rewound(machine, lane), PATIENCE_S, f"{lane} rewound", every_s=0.3)
+    began = time.monotonic()
+    for slot in slots:
+        slot.start(FAULTS_REPLAY="1")
+    return machine.recovery(began, before)
+
+
+def _rewound(machine: Machine, lane: str) -> bool:
+    somebody = Consumer({"bootstrap.servers": machine.bootstrap, "group.id": GROUPS[lane]})
+    try:
+        places = [TopicPartition(TOPICS[lane], number, 0) for number in range(DATA_PARTITIONS)]
+        somebody.commit(offsets=places, asynchronous=False)
+    except KafkaException:  # the group still has a member whose session has not run out
+        return False
+    finally:
+        somebody.close()
+    return True
+
+
+def disk_full(machine: Machine, random: Random, lane: str) -> float:
+    """No space is left for a shard."""
+    ending = machine.first_end(lane, "artifact.written=diskfull@1", 1)
+    return machine.recovery(ending.at, machine.now(lane))
+
+
+def kill_clickhouse(machine: Machine, random: Random, lane: str) -> float:
+    """kill -9 of ClickHouse."""
+    before, began = machine.now(lane), time.monotonic()
+    machine.clickhouse.kill()
+    return machine.recovery(began, before)
+
+
+LANES_OF = {
+    "transact": ("copy", "prepare"), "artifact": ("prepare",), "sink": ("sink",), "land": ("sink",), "job": ("work",),
+}  # fmt: skip

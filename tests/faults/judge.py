@@ -1,0 +1,145 @@
+"""Reads what the lanes left behind, as a committed reader would, and asks the oracle. Writes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from schemas.events import JobEnded, ShardWritten
+from streams import kafka
+from streams.artifacts import ArtifactError, ArtifactStore
+from streams.clickhouse import connect, rows
+from streams.kafka import Record
+from tests.faults import oracle
+from tests.faults.feed import POISON, TOPICS
+from tests.faults.oracle import Expected, Verdict
+from tests.faults.steps import COPIED, COPY_DEAD, Refused, transformed
+
+if TYPE_CHECKING:
+    from tests.faults.machine import Machine
+
+FORGOTTEN_WITHIN_S = 30.0
+
+
+def _input(machine: Machine, lane: str) -> list[Record]:
+    """The lane's accepted records by (partition, offset), checked against what the feed knows it said."""
+    records = kafka.read_to_end(machine.bootstrap, TOPICS[lane])
+    return list(oracle.numbered(records, machine.feed.said, lane))
+
+
+def expected(record: Record) -> Expected:
+    """What the copy lane must make of a record."""
+    try:
+        return Expected(record.key or b"", transformed(record))
+    except Refused:
+        return Expected(record.origin.encode(), record.value or b"", dead=True)
+
+
+def _copy(machine: Machine) -> Verdict:
+    outputs, letters = (kafka.read_to_end(machine.bootstrap, topic) for topic in (COPIED, COPY_DEAD))
+    return oracle.copied(_input(machine, "copy"), outputs, letters, expected)
+
+
+def _split(records: list[Record]) -> tuple[list[Record], dict[bytes, bytes]]:
+    """Records that are no poison, and the poison by its origin."""
+    poison = {record.origin.encode(): POISON for record in records if record.value == POISON}
+    return [record for record in records if record.value != POISON], poison
+
+
+def _prepare(machine: Machine) -> Verdict:
+    good, poison = _split(_input(machine, "prepare"))
+    accepted: dict[int, list[int]] = defaultdict(list)
+    for record in sorted(good, key=lambda one: (one.partition, one.offset)):
+        accepted[record.partition].append(record.offset)
+    shards = shards_of(machine.bootstrap)
+    verdict = oracle.prepared(accepted, shards, shard_rows(ArtifactStore(str(machine.folder / "artifacts"))))
+    oracle.dead_lettered(verdict, poison, kafka.read_to_end(machine.bootstrap, "dead.prepare"))
+    # Erasure while preparing: its rewritten shards are told apart here (`ShardWritten.replaces`), its fault kind
+    # stands in `plan.NOT_YET`.
+    return verdict
+
+
+def shards_of(bootstrap: str) -> list[ShardWritten]:
+    """Every committed shard event."""
+    records = kafka.read_to_end(bootstrap, "training.shards")
+    return [kafka.decode(record)[1] for record in records if record.value is not None]
+
+
+def shard_rows(store: ArtifactStore) -> Callable[[ShardWritten], list[tuple[int, int]] | None]:
+    """The origins of a shard's rows, None where its file is missing or damaged."""
+
+    def origins(shard: ShardWritten) -> list[tuple[int, int]] | None:
+        try:
+            data = store.get_bytes(shard.path, shard.digest)
+        except ArtifactError:
+            return None
+        table = pq.read_table(io.BytesIO(data), columns=["partition", "offset"])
+        return list(zip(table["partition"].to_pylist(), table["offset"].to_pylist(), strict=True))
+
+    return origins
+
+
+def _sink(machine: Machine) -> Verdict:
+    records = _input(machine, "sink")
+    forgotten = {record.key for record in records if record.value is None}
+    good, poison = _split([record for record in records if record.value is not None])
+    accepted = {
+        (record.partition, record.offset): _said(json.loads(record.value or b""))
+        for record in good if record.key not in forgotten
+    }  # fmt: skip
+    deadline = time.monotonic() + FORGOTTEN_WITHIN_S
+    while True:  # a deletion is a mutation: accepted at once, done a little later
+        verdict = oracle.landed(accepted, _rows(machine.clickhouse_url))
+        if verdict.clean or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    letters = kafka.read_to_end(machine.bootstrap, "dead.monitor")
+    oracle.dead_lettered(verdict, poison, letters, once=False)
+    return verdict
+
+
+def _said(body: dict[str, Any]) -> tuple[str, ...]:
+    return body["inference_id"], body["metric_name"], json.dumps(body["value"]), body["feedback_id"]
+
+
+def _rows(url: str) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
+    sql = "SELECT * FROM tuneloop.feedback_given FINAL WHERE _topic = 'usage.feedback'"
+    found = rows(connect(url), sql)
+    return [
+        ((row["_partition"], row["_offset"]), tuple(row[name] for name in ("inference_id", "metric_name", "value", "feedback_id")))
+        for row in found
+    ]
+
+
+def _work(machine: Machine) -> Verdict:
+    jobs, poison = _split(_input(machine, "work"))
+    store = ArtifactStore(str(machine.folder / "artifacts"))
+    said = [kafka.decode(record)[1] for record in kafka.read_to_end(machine.bootstrap, "training.progress")]
+    ended = [(event.job_id, event.reason) for event in said if isinstance(event, JobEnded)]
+    verdict = oracle.worked([(job.key or b"").decode() for job in jobs], ended, whole_in(store))
+    oracle.dead_lettered(verdict, poison, kafka.read_to_end(machine.bootstrap, "dead.work"))
+    return verdict
+
+
+def whole_in(store: ArtifactStore) -> Callable[[str, str], bool]:
+    """Is the artifact that a job's end names there, with the bytes that its digest says?"""
+
+    def whole(job_id: str, said: str) -> bool:
+        path, _, digest = said.partition(" ")
+        try:
+            return bool(store.get_bytes(path, digest))
+        except (ArtifactError, OSError):
+            return False
+
+    return whole
+
+
+LANES: dict[str, Callable[[Machine], Verdict]] = {
+    "copy": _copy, "prepare": _prepare, "sink": _sink, "work": _work
+}  # fmt: skip

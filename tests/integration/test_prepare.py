@@ -1,0 +1,196 @@
+"""The preparation step on a real broker: anybody's JSON in, shards in the store and their events out."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import threading
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from confluent_kafka import Producer
+
+from schemas.events import ShardWritten
+from schemas.policy import ModelPolicy
+from schemas.shards import SHARD_SCHEMA
+from streams import kafka, transact
+from streams.artifacts import ArtifactError, ArtifactStore
+from streams.kafka import Record
+from streams.prepare.read import Crew, HelperLostError, read
+from streams.prepare.step import PrepareStep, read_committed_shards
+from tests.broker import Mark, Running, fresh, group_from, lag, mark, since, until
+
+RAW, SHARDS, DEAD = "training.raw", "training.shards", "dead.prepare"
+PARTITION = 2
+
+
+class Bench:
+    """One model's data repository: a producer without headers, a store, and a preparation that starts now."""
+
+    def __init__(self, bootstrap: str, folder: Path) -> None:
+        self.bootstrap, self.model = bootstrap, fresh("support")
+        self.store = ArtifactStore(str(folder))
+        self.start: Mark = mark(bootstrap, RAW, SHARDS, DEAD)
+        self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+
+    def submit(self, *bodies: bytes | dict[str, Any], partition: int = PARTITION) -> None:
+        for body in bodies:
+            value = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
+            self._producer.produce(RAW, value, key=fresh("record").encode(), partition=partition)
+        assert self._producer.flush(20) == 0
+
+    def shards(self) -> list[ShardWritten]:
+        return [shard for shard in read_committed_shards(self.bootstrap) if shard.model == self.model]
+
+    def rows(self, shard: ShardWritten) -> list[dict[str, Any]]:
+        table = pq.read_table(io.BytesIO(self.store.get_bytes(shard.path, shard.digest)))
+        assert table.schema.equals(SHARD_SCHEMA) and shard.rows == table.num_rows
+        return list(table.to_pylist())
+
+    def dead(self) -> list[Record]:
+        return since(self.bootstrap, DEAD, self.start)
+
+    def loop(self) -> Callable[[threading.Event], None]:
+        step = PrepareStep({self.model: ModelPolicy()}, self.store, self.shards)
+        return lambda stop: transact.run(
+            self.bootstrap, self.group, [RAW], step, stop, transactional_id=self.group, linger_s=0.3
+        )
+
+    def done(self) -> bool:
+        return lag(self.bootstrap, self.group, RAW) == 0
+
+    def prepared(self) -> list[ShardWritten]:
+        """The shards once a preparation of its own has taken in everything."""
+        with Running(self.loop()) as running:
+            running.until(self.done, what="lag 0")
+        return self.shards()
+
+
+@pytest.fixture
+def bench(kafka_bootstrap: str, tmp_path: Path) -> Bench:
+    return Bench(kafka_bootstrap, tmp_path / "artifacts")
+
+
+def question(number: int) -> dict[str, str]:
+    return {"prompt": f"Question {number}: where is my parcel?", "completion": "parcel_tracking"}
+
+
+def test_json_without_headers_becomes_a_shard_with_its_counts(bench) -> None:
+    bench.submit(
+        question(1), question(2), question(1),
+        {"messages": [{"role": "user", "content": "Mail me: a.b@example.org"}, {"role": "assistant", "content": "ok"}]},
+        {"kind": "preference", "prompt": "Hello", "chosen": "Hi!", "rejected": "Go away."},
+        {"kind": "kto", "prompt": "Hello", "completion": "Hi!", "label": True},
+        {"kind": "kto", "prompt": "Hello", "completion": "Hi!"},
+        {"prompt": "no answer to this"},
+    )  # fmt: skip
+    (shard,) = bench.prepared()
+    rows = bench.rows(shard)
+    assert [row["kind"] for row in rows] == ["sft", "sft", "sft", "preference", "kto"]
+    assert shard.rows_by_kind == {"sft": 3, "preference": 1, "kto": 1}
+    assert sum(shard.rows_by_split.values()) == 3
+    assert shard.rows_by_class == {}, "what fewer than three people said is no class"
+    assert shard.dropped == {"duplicate": 1, "no label": 1, "no answer": 1} and shard.masked == {"email": 1}
+    first = bench.start[RAW, PARTITION]
+    assert (shard.source_partition, shard.first_offset, shard.last_offset) == (PARTITION, first, first + 7)
+    assert [row["offset"] for row in rows] == [first, first + 1, first + 3, first + 4, first + 5]
+    assert rows[0]["record_id"] == f"{RAW}/{PARTITION}/{first}", "a record without an id has its origin's"
+    assert rows[2]["messages"] == [{"role": "user", "content": "Mail me: [email]"}]
+    assert rows[0]["submitted_ms"] > 1_700_000_000_000
+
+
+def test_duplicates_are_dropped_across_batches_and_across_a_restart(bench) -> None:
+    with Running(bench.loop()) as running:
+        bench.submit(question(1), question(2))
+        running.until(lambda: len(bench.shards()) == 1, what="the first shard")
+        bench.submit(question(2), question(3))
+        running.until(bench.done, what="lag 0")
+    bench.submit(question(1), question(3), question(4))
+    shards = sorted(bench.prepared(), key=lambda shard: shard.first_offset)
+    assert [shard.rows for shard in shards] == [2, 1, 1]
+    assert [shard.dropped for shard in shards] == [{}, {"duplicate": 1}, {"duplicate": 2}]
+    assert len({row["content_hash"] for shard in shards for row in bench.rows(shard)}) == 4
+
+
+def test_shards_abut_and_name_every_offset_once(bench) -> None:
+    for batch in range(3):
+        bench.submit(*(question(10 * batch + number) for number in range(5)))
+        bench.prepared()
+    shards = sorted(bench.shards(), key=lambda shard: shard.first_offset)
+    assert len({shard.shard_id for shard in shards}) == 3
+    for before, after in pairwise(shards):
+        assert after.first_offset == before.last_offset + 1
+
+
+def test_an_unknown_model_and_broken_json_become_dead_letters(bench) -> None:
+    broken = b'{"model": "support", "prompt": '
+    stranger = json.dumps({"model": "nobody", "prompt": "a", "completion": "b"}).encode()
+    mistyped = json.dumps({"model": bench.model, "prompt": 7}).encode()
+    bench.submit(broken, question(1), stranger, mistyped)
+    (shard,) = bench.prepared()
+    assert shard.rows == 1
+    letters = {letter.value: dict(letter.headers)["__connect.errors.exception.message"] for letter in bench.dead()}
+    assert letters.keys() == {broken, stranger, mistyped}
+    assert b"'nobody'" in letters[stranger] and b"$.prompt" in letters[mistyped]
+
+
+def test_a_tombstone_makes_neither_row_nor_letter(bench) -> None:
+    producer = Producer({"bootstrap.servers": bench.bootstrap})
+    producer.produce(RAW, None, key=b"forgotten", partition=PARTITION)
+    producer.flush(10)
+    assert bench.prepared() == [] and bench.dead() == []
+
+
+def test_a_damaged_shard_stops_the_preparation_and_is_named(bench, tmp_path) -> None:
+    bench.submit(question(1))
+    (shard,) = bench.prepared()
+    (tmp_path / "artifacts" / shard.path).write_bytes(b"PAR1 something else PAR1")
+    bench.submit(question(2))
+    with Running(bench.loop()) as running:
+        error = running.ended()
+    assert isinstance(error, ArtifactError) and shard.path in str(error)
+    assert len(bench.shards()) == 1 and not bench.done(), "nothing was committed on top of it"
+
+
+def test_the_same_offsets_make_the_same_shard(bench) -> None:
+    bench.submit(question(1), question(2))
+    (shard,) = bench.prepared()
+    step = PrepareStep({bench.model: ModelPolicy()}, bench.store, list)
+    step.assigned([(RAW, PARTITION)])
+    again = step.handle(since(bench.bootstrap, RAW, bench.start))
+    (said,) = [kafka.decode(Record(out.topic, 0, 0, 0, out.key, out.value, out.headers))[1] for out in again]
+    assert said == shard
+
+
+def test_helpers_read_what_one_process_reads() -> None:
+    """The same rows, refusals, drops and masks, in the same order; a helper that is lost is said."""
+    policies = {"support": ModelPolicy()}
+    texts = ["please call +49 30 901820 about my parcel", "why was my card charged twice", "", "!" * 60]
+    asked = [f"{texts[n % 4]} {n}" if n % 4 < 2 else texts[n % 4] for n in range(1_500)]
+    bodies = [b'{"broken": ' if n % 97 == 0 else raw_body(prompt) for n, prompt in enumerate(asked)]
+    records = [Record("training.raw", 0, n, 1, b"k%d" % n, body, [("mine", b"\x00")]) for n, body in enumerate(bodies)]
+    crew, alone = Crew(policies, helpers=2), read(records, policies)
+    until(lambda: len(crew.read(records)) == 3, what="two helpers at work")
+    readings = crew.read(records)
+    assert pa.Table.from_batches([one.rows for one in readings]) == pa.Table.from_batches([alone.rows])
+    assert [fact for one in readings for fact in one.facts] == alone.facts
+    for name in ("masked", "refused"):
+        assert {key: value for one in readings for key, value in getattr(one, name).items()} == getattr(alone, name) != {}
+    assert sum((Counter(one.dropped["support"]) for one in readings), Counter()) == Counter(alone.dropped["support"])
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(HelperLostError):
+        crew.read(records)
+
+
+def raw_body(prompt: str) -> bytes:
+    return msgspec.json.encode({"model": "support", "prompt": prompt, "completion": "yes"})

@@ -1,0 +1,179 @@
+"""`register` on a real broker: verdicts become numbered versions, each once, and state is the topic itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from schemas import events as e
+from schemas.policy import ModelPolicy
+from streams import kafka, transact
+from streams.kafka import Out
+from streams.register import GROUP, TOPICS, RegisterStep, read_registry
+from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
+from tests.examples import example
+
+REGISTRY, DECISIONS = "models.registry", "models.decisions"
+
+
+class Bench:
+    """A registry process over its topics from their present ends on, and one new model."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap, self.model = bootstrap, fresh("support")
+        self.start: Mark = mark(bootstrap, *TOPICS, REGISTRY, DECISIONS, "dead.register")
+        self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] in TOPICS})
+        self.step = self._step()
+
+    def _step(self) -> RegisterStep:
+        return RegisterStep(self.bootstrap, {self.model: ModelPolicy()})
+
+    def say(self, *events: Any, **attributes: Any) -> None:
+        publish(self.bootstrap, [kafka.out(event, source="test", **attributes) for event in events])
+
+    def verdict(self, champion: int, **fields: Any) -> Any:
+        return example(e.VerdictReached, self.model, champion_version=champion, **{"passed": True, **fields})
+
+    @contextmanager
+    def process(self, step: transact.Step | None = None) -> Iterator[Callable[[], Any]]:
+        """A registry process whose state is read anew; yields what waits until it has taken everything in."""
+        with Running(self.loop(step or self._step())) as running:
+            yield lambda: running.until(lambda: lag(self.bootstrap, self.group, *TOPICS) == 0, what="lag 0")
+
+    def settle(self, step: transact.Step | None = None) -> None:
+        with self.process(step) as settled:
+            settled()
+
+    def loop(self, step: transact.Step) -> Callable:
+        return lambda stop: transact.run(
+            self.bootstrap, self.group, TOPICS, step, stop, transactional_id=self.group
+        )
+
+    def states(self) -> list[e.ModelStateChanged]:
+        return self._said(REGISTRY)
+
+    def decisions(self) -> list[e.DecisionMade]:
+        return self._said(DECISIONS)
+
+    def _said(self, topic: str) -> list[Any]:
+        events = [kafka.decode(record)[1] for record in since(self.bootstrap, topic, self.start)]
+        return [event for event in events if event.model == self.model]
+
+
+@pytest.fixture
+def bench(kafka_bootstrap: str) -> Bench:
+    return Bench(kafka_bootstrap)
+
+
+def test_a_verdict_becomes_a_state_and_a_decision(bench) -> None:
+    verdict = bench.verdict(0)
+    bench.say(verdict, correlation_id="drift-1")
+    bench.settle()
+    (state,), (decision,) = bench.states(), bench.decisions()
+    assert (state.champion, state.previous, state.epoch, state.change) == (1, 0, 1, "promoted")
+    assert state.versions[0].digest == verdict.digest and state.versions[0].correlation_id == "drift-1"
+    assert (decision.decision, decision.version, decision.digest) == ("promoted", 1, verdict.digest)
+    records = [since(bench.bootstrap, topic, bench.start)[-1] for topic in (REGISTRY, DECISIONS)]
+    said = [kafka.decode(record)[0] for record in records]
+    assert records[0].key == f"model/{bench.model}".encode() and said[0].correlation_id == "drift-1"
+    assert said[0].causation_id == said[1].causation_id != ""
+
+
+def test_state_and_decision_are_one_transaction(bench) -> None:
+    """Where the decision is refused by the broker, the state beside it is not there either."""
+
+    class TooLarge(RegisterStep):
+        refused = 0
+
+        def handle(self, batch: list[Any]) -> list[Out]:
+            outs = super().handle(batch)
+            if outs and not self.refused:
+                self.refused = len(outs)
+                outs.append(Out(DECISIONS, b"", b"x" * 900_000, [("pad", b"y" * 400_000)]))
+            return outs
+
+    bench.say(bench.verdict(0))
+    step = TooLarge(bench.bootstrap, {})
+    bench.settle(step)
+    assert step.refused == 2
+    assert [state.champion for state in bench.states()] == [1]
+    assert [decision.decision for decision in bench.decisions()] == ["promoted"]
+
+
+def test_a_replayed_verdict_numbers_nothing_twice(bench) -> None:
+    first, second = bench.verdict(0), bench.verdict(1)
+    bench.say(first, second, first, second)
+    bench.settle()
+    bench.say(first, second)
+    bench.settle()
+    assert [state.champion for state in bench.states()] == [1, 2]
+    assert [entry.version for entry in bench.states()[-1].versions] == [1, 2]
+    assert len(bench.decisions()) == 2
+
+
+def test_a_restart_goes_on_from_the_topic(bench) -> None:
+    for champion in range(3):
+        bench.say(bench.verdict(champion))
+        bench.settle()
+    assert [(state.epoch, state.champion) for state in bench.states()] == [(1, 1), (2, 2), (3, 3)]
+    models, _ = read_registry(bench.bootstrap)
+    assert models[bench.model] == bench.states()[-1]
+    assert [entry.status for entry in models[bench.model].versions] == ["retired", "retired", "serving"]
+
+
+def test_a_verdict_against_yesterdays_champion_or_a_failed_one_is_refused(bench) -> None:
+    stale = bench.verdict(0)
+    bench.say(bench.verdict(0), stale, bench.verdict(1, passed=False, reason="retention: too few examples"))
+    bench.settle()
+    assert [state.champion for state in bench.states()] == [1]
+    refused = [decision for decision in bench.decisions() if decision.decision == "refused"]
+    assert refused[0].digest == stale.digest and "version 1 serves now" in refused[0].reason
+    assert refused[1].reason == "retention: too few examples"
+
+
+def test_rolling_back_is_one_command_and_a_stale_one_is_refused(bench) -> None:
+    bench.say(bench.verdict(0), bench.verdict(1))
+    bench.settle()
+    bench.say(e.RollbackRequested(model=bench.model, epoch=1), e.RollbackRequested(model=bench.model, epoch=2))
+    bench.settle()
+    assert [state.champion for state in bench.states()] == [1, 2, 1]
+    lines = [(line.decision, line.version) for line in bench.decisions()]
+    assert lines == [("promoted", 1), ("promoted", 2), ("command-refused", 0), ("rolled-back", 1)]
+
+
+def test_a_champion_that_does_worse_live_is_rolled_back(bench) -> None:
+    """Version 1 serves again and is measured, version 3 takes its place and does worse than it did."""
+    good = {"quality_n": 300, "recent_n": 200, "recent_quality": 0.9, "recent_low": 0.85, "recent_high": 0.94}
+    bad = good | {"recent_quality": 0.5, "recent_low": 0.43, "recent_high": 0.57}
+    with bench.process() as settled:
+        for said in (
+            bench.verdict(0), bench.verdict(1), e.RollbackRequested(model=bench.model),
+            example(e.PerformanceMeasured, bench.model, version=1, **good), bench.verdict(1),
+            example(e.PerformanceMeasured, bench.model, version=3, **bad),
+        ):  # fmt: skip
+            bench.say(said)
+            settled()
+    assert [state.champion for state in bench.states()] == [1, 2, 1, 1, 3, 1]
+    assert "live quality 0.500" in bench.decisions()[-1].reason
+
+
+def test_a_base_is_registered_once(bench) -> None:
+    asked = example(e.BaseAddRequested, bench.model)
+    bench.say(asked, asked)
+    bench.settle()
+    bench.say(asked)
+    bench.settle()
+    (base,) = bench.states()
+    assert isinstance(base, e.BaseRegistered) and base.digest == asked.digest
+    assert [line.decision for line in bench.decisions()] == ["base-added"]
+
+
+def test_what_does_not_decode_is_a_dead_letter(bench) -> None:
+    publish(bench.bootstrap, [Out("models.verdicts", b"x", b"{}", [("ce_type", b"VerdictReached")])])
+    bench.say(bench.verdict(0))
+    bench.settle()
+    (letter,) = since(bench.bootstrap, f"dead.{GROUP}", bench.start)
+    assert letter.value == b"{}" and [state.champion for state in bench.states()] == [1]

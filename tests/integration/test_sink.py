@@ -1,0 +1,313 @@
+"""The sink loop into a real ClickHouse: every event lands once, whatever is killed or rewound in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from schemas import events as e
+from schemas.landing import table_name
+from schemas.topics import TOPICS
+from streams import failpoints, kafka, sink
+from streams.clickhouse import connect, rows
+from streams.kafka import Out, Record
+from streams.monitor import land
+from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
+from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since, until
+from tests.examples import example
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def client(clickhouse_url: str) -> Client:
+    return connect(clickhouse_url)
+
+
+class Bench:
+    """One sample of every event, all with one new `ce_source`, in the topics from `start` on."""
+
+    def __init__(self, bootstrap: str, url: str) -> None:
+        self.bootstrap, self.url, self.client = bootstrap, url, connect(url)
+        self.source, self.model = fresh("source"), fresh("model")
+        self.start: Mark = mark(bootstrap, *LANDED_TOPICS)
+        self.group = group_from(bootstrap, self.start)
+
+    def publish(self, *events: msgspec.Struct) -> None:
+        publish(self.bootstrap, [kafka.out(event, source=self.source) for event in events])
+
+    def publish_one_of_each(self, times: int = 1) -> None:
+        self.publish(*(example(event, self.model) for _ in range(times) for event in e.EVENTS))
+
+    def store(self) -> ClickHouseStore:
+        return ClickHouseStore(connect(self.url), kafka.producer(self.bootstrap, linger_ms=0))
+
+    def loop(self, store: sink.Store | None = None, topics: list[str] = LANDED_TOPICS, group: str = "") -> Callable:
+        target = store or self.store()
+        return lambda stop: sink.run(self.bootstrap, group or self.group, topics, target, stop, linger_s=0.1)
+
+    def done(self, topics: list[str] = LANDED_TOPICS) -> bool:
+        return lag(self.bootstrap, self.group, *topics) == 0
+
+    def land(self, topics: list[str] = LANDED_TOPICS) -> None:
+        with Running(self.loop(topics=topics)) as running:
+            running.until(lambda: self.done(topics), what="lag 0")
+
+    def counts(self) -> dict[str, int]:
+        """Rows of this bench by table."""
+        return {event.__name__: self.count(event) for event in e.EVENTS}
+
+    def count(self, event: type[msgspec.Struct], where: str = "1") -> int:
+        sql = f"SELECT count() AS n FROM tuneloop.{table_name(event)} FINAL WHERE ce_source = {{s:String}} AND {where}"
+        return int(rows(self.client, sql, s=self.source)[0]["n"])
+
+
+@pytest.fixture
+def bench(kafka_bootstrap: str, clickhouse_url: str) -> Bench:
+    return Bench(kafka_bootstrap, clickhouse_url)
+
+
+def test_every_event_lands_once_even_when_all_is_read_again(bench) -> None:
+    bench.publish_one_of_each(times=2)
+    bench.land()
+    assert bench.counts() == {event.__name__: 2 for event in e.EVENTS}
+    again = group_from(bench.bootstrap, dict.fromkeys(bench.start, 0))
+
+    class Forgetful(ClickHouseStore):
+        def resume_at(self, topic: str, partition: int) -> int | None:
+            return None
+
+    store = Forgetful(connect(bench.url), kafka.producer(bench.bootstrap))
+    with Running(bench.loop(store, group=again)) as running:
+        running.until(lambda: lag(bench.bootstrap, again, *LANDED_TOPICS) == 0, what="lag 0")
+    assert bench.counts() == {event.__name__: 2 for event in e.EVENTS}
+
+
+def test_values_arrive_as_they_were_said(bench) -> None:
+    said = example(e.InferenceServed, bench.model)
+    bench.publish(said)
+    bench.land(["usage.inferences"])
+    sql = "SELECT * FROM tuneloop.inference_served FINAL WHERE model = {m:String}"
+    (row,) = rows(bench.client, sql, m=bench.model)
+    assert (row["answer"], row["input_tokens"], row["latency_ms"]) == (said.answer, 11, 12.5)
+    assert msgspec.json.decode(row["messages"]) == msgspec.to_builtins(said.messages)
+    assert row["ce_source"] == bench.source and row["_topic"] == "usage.inferences"
+
+
+def test_a_crash_between_insert_and_commit_doubles_nothing(bench) -> None:
+    bench.publish_one_of_each()
+
+    class CrashAfter(ClickHouseStore):
+        def write(self, batch: list[Record]) -> None:
+            super().write(batch)
+            raise ConnectionError("gone after the insert")
+
+    crashing = CrashAfter(connect(bench.url), kafka.producer(bench.bootstrap))
+    with Running(bench.loop(crashing)) as running:
+        assert isinstance(running.ended(), ConnectionError)
+    assert sum(bench.counts().values()) > 0
+    bench.land()
+    assert bench.counts() == {event.__name__: 1 for event in e.EVENTS}
+
+
+KILLED = """
+import os, signal, sys, threading
+from streams import failpoints, kafka, sink
+from streams.clickhouse import connect
+from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
+
+class Killed(ClickHouseStore):
+    def write(self, batch):
+        super().write(batch)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+kafka.SESSION_TIMEOUT_MS = 2_000
+bootstrap, url, group = sys.argv[1:]
+store = Killed(connect(url), kafka.producer(bootstrap))
+sink.run(bootstrap, group, LANDED_TOPICS, store, threading.Event(), linger_s=0.1)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_between_insert_and_commit_doubles_nothing(bench) -> None:
+    bench.publish_one_of_each()
+    command = [sys.executable, "-c", KILLED, bench.bootstrap, bench.url, bench.group]
+    killed = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert sum(bench.counts().values()) > 0
+    bench.land()
+    assert bench.counts() == {event.__name__: 1 for event in e.EVENTS}
+
+
+@pytest.mark.parametrize("topic", [topic for topic in TOPICS if len(topic.events) > 1], ids=lambda topic: topic.name)
+def test_a_crash_between_two_tables_of_a_topic_loses_nothing(bench, topic) -> None:
+    """The first event's table has a later offset than the second's, whose insert never came."""
+    first, second, *_ = topic.events
+    bench.publish(*(example(event, bench.model) for event in (first, second, first)))
+
+    class HalfWay(ClickHouseStore):
+        def write(self, batch: list[Record]) -> None:
+            later = [record for record in batch if kafka.decode(record)[0].type == first.__name__]
+            super().write(later)
+            raise ConnectionError("gone between two inserts")
+
+    with Running(bench.loop(HalfWay(connect(bench.url), kafka.producer(bench.bootstrap)), [topic.name])) as running:
+        assert isinstance(running.ended(), ConnectionError)
+    bench.land([topic.name])
+    assert (bench.count(first), bench.count(second)) == (2, 1)
+
+
+def test_parts_of_a_batch_land_in_order_and_one_that_fails_ends_it(bench, monkeypatch) -> None:
+    """What stands is a beginning of the batch: `resume_at` takes the last row for proof of all before it."""
+    monkeypatch.setattr(land, "PART_RECORDS", 2)
+    topic, said = "usage.inferences", [example(e.InferenceServed, bench.model) for _ in range(7)]
+    publish(bench.bootstrap, [kafka.out(one, source=bench.source, partition=2) for one in said])
+
+    class RefusedOnce(ClickHouseStore):
+        parts = 0
+
+        def _insert(self, tables: dict[str, Any]) -> None:
+            self.parts += 1
+            if self.parts == 2:
+                raise ConnectionError("no ClickHouse just now")
+            super()._insert(tables)
+
+    refused = RefusedOnce(connect(bench.url), kafka.producer(bench.bootstrap))
+    with Running(bench.loop(refused, [topic])) as running:
+        assert isinstance(running.ended(), ConnectionError)
+    assert refused.parts == 2 and bench.count(e.InferenceServed) == 2 and not bench.done([topic])
+    bench.land([topic])
+    assert bench.count(e.InferenceServed) == 7
+
+
+def test_it_resumes_behind_what_is_stored(bench) -> None:
+    topic = "monitor.drift"
+    store = bench.store()
+    bench.publish(example(e.DriftDetected, bench.model))
+    bench.land([topic])
+    assert store.resume_at(topic, 0) == mark(bench.bootstrap, topic)[topic, 0]
+    seen: list[int] = []
+
+    class Watched(ClickHouseStore):
+        def write(self, batch: list[Record]) -> None:
+            seen.extend(record.offset for record in batch)
+            super().write(batch)
+
+    rewound = group_from(bench.bootstrap, {(topic, 0): 0})
+    bench.publish(example(e.DriftDetected, bench.model))
+    with Running(bench.loop(Watched(connect(bench.url), kafka.producer(bench.bootstrap)), [topic], rewound)) as running:
+        running.until(lambda: lag(bench.bootstrap, rewound, topic) == 0, what="lag 0")
+    assert seen == [bench.start[topic, 0] + 1], "what was stored was not read again"
+    assert store.resume_at("subjects.erasures", 99) is None
+
+
+def test_what_does_not_decode_is_a_dead_letter_also_when_the_rows_came_first(bench) -> None:
+    before, topic = mark(bench.bootstrap, "dead.monitor"), "usage.inferences"
+    broken = Out(topic, b"x", b'{"model": 7}', [("ce_type", b"InferenceServed"), ("mine", b"\x00\xff")], partition=1)
+    stray = Out(topic, b"y", b"{}", [], partition=1)
+    good = kafka.out(example(e.InferenceServed, bench.model), source=bench.source, partition=1)
+    publish(bench.bootstrap, [broken, stray, good])
+    bench.land([topic])
+    letters = since(bench.bootstrap, "dead.monitor", before)
+    reasons = {record.value: dict(record.headers)["__connect.errors.exception.message"] for record in letters}
+    assert b"$.model" in reasons[broken.value or b""] and b"ce_type" in reasons[stray.value or b""]
+    assert next(record for record in letters if record.value == broken.value).headers[:2] == broken.headers
+    assert bench.count(e.InferenceServed) == 1
+
+
+def test_a_crash_before_the_dead_letters_loses_none(bench) -> None:
+    """Rows of later offsets must not stand before an earlier dead letter is acknowledged."""
+    topic = "usage.inferences"
+    broken = Out(topic, b"x", fresh("broken").encode(), [("ce_type", b"InferenceServed")], partition=3)
+    good = kafka.out(example(e.InferenceServed, bench.model), source=bench.source, partition=3)
+    publish(bench.bootstrap, [broken, good])
+    before = mark(bench.bootstrap, "dead.monitor")
+
+    class NeverAcknowledged:
+        """A stand-in for a broker that is away just now, which cannot be had for one topic alone."""
+
+        def produce(self, *_: Any, **__: Any) -> None: ...
+
+        def poll(self, *_: Any) -> None: ...
+
+        def flush(self, *_: Any) -> int:
+            return 1
+
+    store = ClickHouseStore(connect(bench.url), NeverAcknowledged())  # type: ignore[arg-type]
+    with Running(bench.loop(store, [topic])) as running:
+        assert isinstance(running.ended(), TimeoutError)
+    bench.land([topic])
+    assert broken.value in [letter.value for letter in since(bench.bootstrap, "dead.monitor", before)]
+    assert bench.count(e.InferenceServed) == 1
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "later"])
+@pytest.mark.parametrize(
+    ("event", "key_field"),
+    [(e.InferenceServed, "inference_id"), (e.RecordSubmitted, "record_id"), (e.FeedbackGiven, "feedback_id")],
+)
+def test_a_tombstone_deletes_its_row_and_no_other(bench, event, key_field, together) -> None:
+    gone, kept = example(event, bench.model), example(event, bench.model)
+    topic = next(topic.name for topic in TOPICS if event in topic.events)
+    tombstone = Out(topic, getattr(gone, key_field).encode(), None, partition=0)
+    said = [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)]
+    publish(bench.bootstrap, [*said, tombstone] if together else said)
+    bench.land([topic])
+    if not together:
+        assert bench.count(event) == 2
+        publish(bench.bootstrap, [tombstone])
+        bench.land([topic])
+    deadline = time.monotonic() + 10
+    while bench.count(event) != 1 and time.monotonic() < deadline:  # a mutation takes its time
+        time.sleep(0.1)
+    assert bench.count(event) == 1
+    assert bench.count(event, f"{key_field} = '{getattr(kept, key_field)}'") == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_deletion_outlives_a_crash_right_after_the_rows(bench, together) -> None:
+    """The rows behind it are stored, so its offset is never read again: it must have been carried out before them."""
+    gone, kept = (example(e.FeedbackGiven, bench.model) for _ in range(2))
+    tombstone = Out("usage.feedback", gone.feedback_id.encode(), None, partition=0)
+    said = [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)]
+    publish(bench.bootstrap, [said[0]])
+    if not together:
+        bench.land(["usage.feedback"])
+    publish(bench.bootstrap, [tombstone, said[1]])
+    failpoints.arm("land.between_tables=raise")
+    try:
+        with Running(bench.loop(topics=["usage.feedback"])) as running:
+            assert isinstance(running.ended(), failpoints.FailpointError)
+    finally:
+        failpoints.arm("")
+    bench.land(["usage.feedback"])
+    until(lambda: bench.count(e.FeedbackGiven) == 1, 10, "one row")
+    assert bench.count(e.FeedbackGiven, f"feedback_id = '{kept.feedback_id}'") == 1
+
+
+def test_a_record_said_again_after_its_deletion_stays(bench) -> None:
+    one = example(e.RecordSubmitted, bench.model)
+    said = kafka.out(one, source=bench.source, partition=0)
+    publish(bench.bootstrap, [said, Out("training.raw", said.key, None, partition=0), said])
+    bench.land(["training.raw"])
+    time.sleep(1)
+    assert bench.count(e.RecordSubmitted) == 1
+
+
+def test_it_stops_when_told(bench) -> None:
+    stop = threading.Event()
+    stop.set()
+    began = time.monotonic()
+    sink.run(bench.bootstrap, bench.group, ["monitor.drift"], bench.store(), stop)
+    assert time.monotonic() - began < 10

@@ -1,0 +1,179 @@
+"""The registry's rules: numbering, refusals, rollback by a person and by live quality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.events import ModelStateChanged, PerformanceMeasured, RollbackRequested, ShardSet, VerdictReached
+from streams.registry import KEPT_VERSIONS, Outcome, find, on_performance, on_rollback, on_verdict
+
+DATA = ShardSet(path="sets/a", digest="d", shards=1, rows=9)
+
+
+def verdict(digest: str, champion: int, *, passed: bool = True, job: str = "") -> VerdictReached:
+    return VerdictReached(
+        model="support", job_id=job or f"job-{digest}", digest=digest, passed=passed,
+        reason="better" if passed else "worse", champion_version=champion, checks=[], path=f"adapters/{digest}",
+        base="b", base_digest="bd", fingerprint=[1.0], new_data=DATA, drift_id="drift-1",
+    )
+
+
+def after(outcome: Outcome) -> ModelStateChanged:
+    assert outcome.state is not None, outcome.decision
+    return outcome.state
+
+
+def promoted(count: int) -> ModelStateChanged:
+    """The state after `count` promotions of digests d1, d2, ..."""
+    state: ModelStateChanged | None = None
+    for number in range(1, count + 1):
+        state = after(on_verdict(state, verdict(f"d{number}", number - 1), "c"))
+    assert state is not None
+    return state
+
+
+def statuses(state: ModelStateChanged) -> dict[int, str]:
+    return {entry.version: entry.status for entry in state.versions}
+
+
+def refusal(outcome: Outcome, decision: str) -> str:
+    assert outcome.state is None and outcome.decision is not None and outcome.decision.decision == decision
+    return outcome.decision.reason
+
+
+def test_the_first_verdict_makes_version_one() -> None:
+    outcome = on_verdict(None, verdict("d1", 0), "corr-1")
+    state = after(outcome)
+    assert (state.champion, state.previous, state.epoch, state.shares) == (1, 0, 1, {"1": 1.0})
+    (entry,) = state.versions
+    assert (entry.digest, entry.path, entry.correlation_id, entry.new_data) == ("d1", "adapters/d1", "corr-1", DATA)
+    decision = outcome.decision
+    assert decision is not None and (decision.decision, decision.version, decision.epoch) == ("promoted", 1, 1)
+    assert (decision.job_id, decision.digest, decision.drift_id) == ("job-d1", "d1", "drift-1")
+
+
+def test_versions_are_numbered_one_after_the_other() -> None:
+    state = promoted(3)
+    assert statuses(state) == {1: "retired", 2: "retired", 3: "serving"}
+    assert (state.champion, state.previous, state.epoch) == (3, 2, 3)
+
+
+def test_a_digest_is_numbered_once() -> None:
+    state = promoted(2)
+    for digest, champion in (("d2", 1), ("d1", 0)):
+        assert on_verdict(state, verdict(digest, champion), "c") == Outcome(None, None), "a replay says nothing"
+
+
+def test_another_job_with_the_same_adapter_gets_its_decision() -> None:
+    outcome = on_verdict(promoted(2), verdict("d1", 2, job="job-again"), "c")
+    assert refusal(outcome, "refused") == "the same adapter is version 1 already"
+    assert outcome.decision is not None and outcome.decision.job_id == "job-again"
+
+
+def test_a_failed_verdict_is_refused_with_its_reason() -> None:
+    assert refusal(on_verdict(promoted(1), verdict("d2", 1, passed=False), "c"), "refused") == "worse"
+    assert refusal(on_verdict(None, verdict("d1", 0, passed=False), "c"), "refused") == "worse"
+
+
+def test_a_verdict_against_yesterdays_champion_is_refused() -> None:
+    reason = refusal(on_verdict(promoted(2), verdict("d3", 1), "c"), "refused")
+    assert reason == "judged against version 1, but version 2 serves now"
+
+
+def test_numbers_are_not_used_again_and_old_versions_leave() -> None:
+    state = promoted(KEPT_VERSIONS + 3)
+    assert len(state.versions) == KEPT_VERSIONS and state.champion == KEPT_VERSIONS + 3
+    assert min(statuses(state)) == 4
+
+
+def test_rollback_goes_to_the_previous_champion_and_says_so() -> None:
+    outcome = on_rollback(promoted(2), RollbackRequested(model="support", epoch=2, reason="complaints"))
+    state = after(outcome)
+    assert (state.champion, state.previous, state.epoch, state.shares) == (1, 2, 3, {"1": 1.0})
+    assert statuses(state) == {1: "serving", 2: "rolled-back"}
+    assert (state.change, state.reason) == ("rolled-back", "complaints")
+    assert outcome.decision is not None and (outcome.decision.version, outcome.decision.previous) == (1, 2)
+
+
+def test_rollback_goes_to_a_named_version_or_to_the_base() -> None:
+    assert after(on_rollback(promoted(3), RollbackRequested(model="support", to_version=1))).champion == 1
+    state = after(on_rollback(promoted(1), RollbackRequested(model="support")))
+    assert (state.champion, state.previous, statuses(state)) == (0, 1, {1: "rolled-back"})
+    again = after(on_verdict(state, verdict("d2", 0), "c"))
+    assert (again.champion, again.previous) == (2, 0), "a number is never given twice"
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_a_stale_epoch_is_refused(epoch: int) -> None:
+    outcome = on_rollback(promoted(2), RollbackRequested(model="support", epoch=epoch))
+    assert refusal(outcome, "command-refused") == f"asked at epoch {epoch}, the state is at 2"
+
+
+def test_what_cannot_be_rolled_back_is_refused() -> None:
+    refuse = "command-refused"
+    assert "no version yet" in refusal(on_rollback(None, RollbackRequested(model="support")), refuse)
+    state = promoted(2)
+    assert "serves already" in refusal(on_rollback(state, RollbackRequested(model="support", to_version=2)), refuse)
+    assert "no version 9" in refusal(on_rollback(state, RollbackRequested(model="support", to_version=9)), refuse)
+
+
+def live(version: int, quality: float | None, n: int, spread: float = 0.03, **fields: Any) -> PerformanceMeasured:
+    low, high = (None, None) if quality is None else (quality - spread, quality + spread)
+    return PerformanceMeasured(
+        model="support", version=version, metric="correct", requests=n, feedback_share=1.0, quality_n=n,
+        recent_n=n, recent_quality=quality, recent_low=low, recent_high=high, **fields,
+    )
+
+
+def served(quality_before: float) -> ModelStateChanged:
+    """Version 1 reached `quality_before`, then version 2 took over."""
+    state = after(on_performance(promoted(1), live(1, quality_before, 200), 0.1))
+    return after(on_verdict(state, verdict("d2", 1), "c"))
+
+
+def test_a_champion_that_does_surely_worse_is_rolled_back() -> None:
+    outcome = on_performance(served(0.9), live(2, 0.6, 100), 0.1)
+    state = after(outcome)
+    assert (state.champion, state.previous, statuses(state)) == (1, 2, {1: "serving", 2: "rolled-back"})
+    assert outcome.decision is not None and outcome.decision.decision == "rolled-back"
+    assert "0.600" in outcome.decision.reason and "n=100" in outcome.decision.reason
+
+
+@pytest.mark.parametrize(
+    ("measured", "why"),
+    [
+        (live(2, 0.6, 99), "too few answers"),
+        (live(2, 0.75, 500), "within what is tolerated of 0.87 - 0.1"),
+        (live(2, 0.6, 500, spread=0.2), "not sure"),
+        (live(2, 0.9, 500), "as good"),
+    ],
+)
+def test_no_rollback_without_evidence(measured: PerformanceMeasured, why: str) -> None:
+    state = after(on_performance(served(0.9), measured, 0.1))
+    assert state.champion == 2, why
+
+
+def test_an_unfinished_measurement_changes_nothing_dangerous() -> None:
+    outcome = on_performance(served(0.9), live(2, None, 500), 0.1)
+    assert outcome.decision is None and (outcome.state is None or outcome.state.champion == 2)
+    assert on_performance(served(0.9), live(2, 0.1, 0), 0.1) == Outcome(None, None)
+    assert on_performance(None, live(1, 0.1, 500), 0.1) == Outcome(None, None)
+    assert on_performance(served(0.9), live(7, 0.1, 500), 0.1) == Outcome(None, None)
+
+
+def test_no_automatic_way_back_to_the_base_or_from_a_rollback() -> None:
+    assert after(on_performance(promoted(1), live(1, 0.1, 500), 0.1)).champion == 1, "there is nothing measured before it"
+    rolled = after(on_rollback(served(0.9), RollbackRequested(model="support")))
+    assert after(on_performance(rolled, live(1, 0.2, 500), 0.1)).champion == 1, "a person's choice stands"
+
+
+def test_live_quality_is_noted_on_the_champion_only() -> None:
+    state = served(0.9)
+    noted = after(on_performance(state, live(2, 0.93, 150), 0.1))
+    entry = find(noted, 2)
+    assert entry is not None and (entry.quality, entry.quality_n) == (0.93, 150)
+    assert noted.epoch == state.epoch, "a note makes no command stale"
+    assert on_performance(noted, live(2, 0.93, 150), 0.1) == Outcome(None, None), "nothing new, nothing said"
+    assert on_performance(state, live(1, 0.2, 500), 0.1) == Outcome(None, None), "a retired version keeps what it had"

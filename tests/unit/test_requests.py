@@ -1,0 +1,138 @@
+"""What clients may send, and the error an OpenAI client reads when they send something else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from schemas.policy import ModelPolicy
+from serving.errors import ApiError
+from serving.requests import MAX_BODY_BYTES, field_of, parse_chat, parse_feedback
+
+TURN = {"role": "user", "content": "hi"}
+CHAT: dict[str, Any] = {"model": "support", "messages": [TURN]}
+POLICIES = {"support": ModelPolicy()}
+
+
+def refused(parse: Any, body: Any, *more: Any) -> dict[str, Any]:
+    with pytest.raises(ApiError) as caught:
+        parse(body if isinstance(body, bytes) else json.dumps(body).encode(), *more)
+    error = caught.value.body()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    assert error["type"] == "invalid_request_error"
+    return {"status": caught.value.status, "param": error["param"], "code": error["code"]}
+
+
+def test_a_request_as_openai_clients_send_it() -> None:
+    request = parse_chat(json.dumps({
+        "model": "support@2", "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.3, "top_p": 1,
+        "max_completion_tokens": 9, "stop": ["\n", "END"], "n": 1, "user": "u", "metadata": {"conversation_id": "c1"},
+        "frequency_penalty": 0.1, "tools": [], "response_format": {"type": "text"},
+        "messages": [{"role": "system", "content": "be brief", "name": "x"}, {"role": "assistant", "content": None},
+                     {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"},
+                                                  {"type": "image_url", "image_url": {"url": "x"}}]}],
+    }).encode())  # fmt: skip
+    assert request.turns() == [
+        {"role": "system", "content": "be brief"}, {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Hello"},
+    ]  # fmt: skip
+    assert request.stops() == ("\n", "END") and request.conversation() == "c1"
+    assert request.stream_options is not None and request.stream_options.include_usage
+
+
+def test_what_is_left_out_or_null_has_its_default() -> None:
+    request = parse_chat(json.dumps({**CHAT, "stop": None, "n": None, "metadata": None, "stream": None}).encode())
+    assert (request.stops(), request.conversation(), request.temperature) == ((), "", None)
+    assert parse_chat(json.dumps({**CHAT, "stop": "x"}).encode()).stops() == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"messages": []}, "messages", "empty_prompt"),
+        ({"messages": [TURN, {"role": "user", "content": " "}]}, "messages[1].content", "empty_prompt"),
+        ({"messages": [TURN, {"role": "user"}]}, "messages[1].content", "empty_prompt"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", None),
+        ({"messages": [TURN, {"content": "x"}]}, "messages[1].role", "invalid_field"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_field"),
+        ({"messages": "hi"}, "messages", "invalid_field"),
+        ({"model": None}, "model", "invalid_field"),
+        ({"temperature": "hot"}, "temperature", "invalid_field"),
+        ({"temperature": 2.1}, "temperature", None),
+        ({"temperature": -0.1}, "temperature", None),
+        ({"top_p": 0}, "top_p", None),
+        ({"top_p": 1.1}, "top_p", None),
+        ({"max_tokens": 0}, "max_tokens", None),
+        ({"max_completion_tokens": -1}, "max_completion_tokens", None),
+        ({"n": 2}, "n", None),
+        ({"metadata": {"a": 1}}, "metadata[...]", "invalid_field"),
+        ({"stop": [1]}, "stop[0]", "invalid_field"),
+    ],
+)
+def test_a_refused_field_is_named(change: dict[str, Any], param: str, code: str | None) -> None:
+    assert refused(parse_chat, {**CHAT, **change}) == {"status": 400, "param": param, "code": code}
+
+
+@pytest.mark.parametrize("name", ["model", "messages"])
+def test_a_missing_field_is_named(name: str) -> None:
+    body = {key: value for key, value in CHAT.items() if key != name}
+    assert refused(parse_chat, body) == {"status": 400, "param": name, "code": "invalid_field"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"x":"\xff"', b'{"model":"a","x":' + b"[" * 100_000])
+def test_what_is_no_json_is_a_bad_request(body: bytes) -> None:
+    assert refused(parse_chat, body) == {"status": 400, "param": None, "code": "invalid_json"}
+    assert refused(parse_feedback, body, POLICIES) == {"status": 400, "param": None, "code": "invalid_json"}
+
+
+def test_json_of_another_shape_is_a_bad_request() -> None:
+    assert refused(parse_chat, []) == {"status": 400, "param": None, "code": "invalid_field"}
+
+
+def test_a_body_is_bounded() -> None:
+    body = json.dumps(CHAT).encode()
+    assert parse_chat(body.ljust(MAX_BODY_BYTES)).model == "support"
+    assert refused(parse_chat, body.ljust(MAX_BODY_BYTES + 1))["status"] == 413
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("correct", True), ("correct", False), ("rating", 4), ("rating", 4.5), ("demonstration", "x"), ("preferred", "y")],
+)
+def test_feedback_that_fits_its_metric(metric: str, value: Any) -> None:
+    body = {"inference_id": "i", "metric_name": metric, "value": value, "tags": {"a": "b"}}
+    request = parse_feedback(json.dumps(body).encode(), POLICIES)
+    assert request.value == value and type(request.value) is type(value) and request.tags == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("correct", 1), ("correct", "true"), ("rating", True), ("rating", "4"), ("demonstration", " "), ("preferred", 1)],
+)
+def test_feedback_of_another_type_is_refused(metric: str, value: Any) -> None:
+    body = {"inference_id": "i", "metric_name": metric, "value": value}
+    assert refused(parse_feedback, body, POLICIES) == {"status": 400, "param": "value", "code": "wrong_type"}
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
+    body = {"inference_id": "i", "metric_name": "mood", "value": True}
+    assert refused(parse_feedback, body, POLICIES) == {"status": 400, "param": "metric_name", "code": "unknown_metric"}
+    with pytest.raises(ApiError, match="known: correct, demonstration, preferred, rating"):
+        parse_feedback(json.dumps(body).encode(), POLICIES)
+    del body["inference_id"]
+    assert refused(parse_feedback, body, POLICIES)["param"] == "inference_id"
+
+
+def test_the_field_of_a_message() -> None:
+    assert field_of("Expected `str`, got `int` - at `$.a[0].b`") == "a[0].b"
+    assert field_of("Object missing required field `role` - at `$.messages[1]`") == "messages[1].role"
+    assert field_of("Object missing required field `model`") == "model"
+    assert field_of("Expected `object`, got `array`") is None
+
+
+def test_server_errors_are_told_apart_and_say_when_to_come_back() -> None:
+    error = ApiError(503, "no broker", retry_after_s=2)
+    assert error.body()["error"]["type"] == "server_error" and error.headers() == {"Retry-After": "2"}
+    assert ApiError(400, "x").headers() == {}
