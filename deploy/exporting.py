@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from clickhouse_connect.driver.client import Client
 
 from deploy.version_lineage import find_version, shards_of
 from schemas.events import ShardRef
 from streams.artifacts import ArtifactStore, get_shard
 from streams.clickhouse import rows
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 
 class ExportError(RuntimeError):

@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow.parquet as pq
-from clickhouse_connect.driver.client import Client
 
 from deploy.version_lineage import Family, LineageError, Row, family
 from schemas.codec import Envelope
@@ -24,6 +23,9 @@ from streams.clickhouse import rows
 from streams.prepare.rules import RULES_VERSION, Dropped, prepare
 from streams.replay import parse_origin
 from trainers.dataset import TRAINED_KINDS
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 # Reasons that depend on other rows (`streams.prepare.admit`) or came later: the rules for one record never give them.
 _BESIDE_OTHERS = {"duplicate", "near duplicate", "contradicted", "superseded", "subject cap", "erased"}

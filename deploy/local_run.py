@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from clickhouse_connect.driver.exceptions import ClickHouseError
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -54,6 +53,8 @@ def check_given(settings: Settings) -> None:
         )
     url = settings.clickhouse_url
     if url:
+        from clickhouse_connect.driver.exceptions import ClickHouseError
+
         try:
             connect(url, timeout_s=3)
         except ClickHouseError as error:
@@ -70,7 +71,7 @@ def processes(settings: Settings, on_note: Note = lambda _: None) -> list[Proces
     if not settings.kafka_bootstrap:
         on_note("preparing Kafka (the first time, its jars are downloaded)")
         broker = local_kafka.prepare(settings.data / "kafka", ports["kafka"], local_kafka.fetch_jars(on_note))
-        local.append(Process("kafka", broker.argv, broker.env, ready=f"tcp:127.0.0.1:{ports['kafka']}"))
+        local.append(Process("kafka", broker.argv, broker.env, ready=f"kafka:{broker.bootstrap}"))
     if not settings.clickhouse_url:
         folder, port = settings.data / "clickhouse", ports["clickhouse"]
         argv = (sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder), "--port", str(port))

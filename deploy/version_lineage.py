@@ -10,14 +10,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from clickhouse_connect.driver.client import Client
 
 from schemas.events import ShardRef, Version
 from streams.artifacts import ArtifactStore, get_shard_set
 from streams.clickhouse import rows
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 _DATA = ("new", "replay")
 Row = dict[str, Any]

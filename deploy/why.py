@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from clickhouse_connect.driver.client import Client
+from typing import TYPE_CHECKING, Any
 
 from streams.clickhouse import rows
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 # Each event that can stand in a chain, with what it says in a few words.
 _STEPS = (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import clickhouse_connect
-from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 # It logs every refused connection as an error of its own; whoever connects is told by the exception.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
@@ -16,6 +15,9 @@ logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 def connect(url: str, timeout_s: float = 30.0) -> Client:
     """A client for `http://host:port`, waiting up to `timeout_s` for the server. Raises `ClickHouseError`."""
+    import clickhouse_connect  # 0.3 s, which commands that ask nothing need not wait for
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
     deadline = time.monotonic() + timeout_s
     while True:
         try:

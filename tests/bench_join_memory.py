@@ -46,7 +46,7 @@ def broker(folder: Path) -> Iterator[str]:
     prepared = local_kafka.prepare(folder, free_ports(1)[0], local_kafka.fetch_jars())
     process = subprocess.Popen(prepared.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: local_kafka.ready(prepared.bootstrap), 60, "the broker")
+        until(lambda: local_kafka.registered(prepared.bootstrap), 60, "the broker")
         kafka.ensure_topics(prepared.bootstrap)
         yield prepared.bootstrap
     finally:

@@ -29,7 +29,7 @@ def broker(folder: Path) -> Iterator[str]:
     with (folder / "out").open("ab") as out:
         process = subprocess.Popen(prepared.argv, stdout=out, stderr=out)
     try:
-        _wait(process, lambda: local_kafka.ready(prepared.bootstrap), folder / "out")
+        _wait(process, lambda: local_kafka.registered(prepared.bootstrap), folder / "out")
         kafka.ensure_topics(prepared.bootstrap)
         yield prepared.bootstrap
     finally:

@@ -7,7 +7,6 @@ Kafka client; whoever spawned it publishes.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -24,7 +23,6 @@ from trainers import sft
 from trainers.dataset import Row, TrainingSet, read_rows, training_set
 
 Report = Callable[[dict[str, Any]], None]
-NICENESS = 5  # answers come before training where both share the cores
 
 
 class JobError(RuntimeError):
@@ -33,7 +31,6 @@ class JobError(RuntimeError):
 
 def make(artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
     """What the warm child runs for each request."""
-    os.nice(NICENESS)
     store = ArtifactStore(artifacts)
     return lambda request, report: train(request, report, store)
 

@@ -1,20 +1,22 @@
-"""What every command needs: the settings in force and the parts' addresses, each read when it is asked for."""
+"""What every command needs: the settings in force and the parts' addresses, each read when it is asked for.
+
+So are the clients' libraries imported: they take longer than most commands, and many commands need none.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from typing import TYPE_CHECKING, Any
 
 from deploy import settings as settings_module
 from deploy.addresses import Addresses, addresses
 from deploy.cli.output import CommandError
-from deploy.local import kafka as local_kafka
 from deploy.settings import Settings
-from streams.artifacts import ArtifactStore
-from streams.clickhouse import connect
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+    from streams.artifacts import ArtifactStore
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Context:
     @property
     def bootstrap(self) -> str:
         """Kafka's address, once it has answered there. Raises `CommandError`."""
+        from deploy.local import kafka as local_kafka
+
         address = self.addresses.bootstrap
         if not local_kafka.ready(address, timeout_s=5):
             raise CommandError(f"Kafka does not answer at {address}: is it up? (`tuneloop status`)")
@@ -41,9 +45,15 @@ class Context:
 
     @property
     def store(self) -> ArtifactStore:
+        from streams.artifacts import ArtifactStore
+
         return ArtifactStore(self.settings.artifact_root)
 
     def clickhouse(self) -> Client:
+        from clickhouse_connect.driver.exceptions import ClickHouseError
+
+        from streams.clickhouse import connect
+
         url = self.addresses.clickhouse
         try:
             return connect(url, timeout_s=5)

@@ -16,6 +16,10 @@ from schemas.identity import erasure_id, subject_hash
 from streams.erase.job import receipt
 
 
+def register(app: typer.Typer) -> None:
+    app.command()(forget)
+
+
 def forget(
     subject: Annotated[str, typer.Argument(help="the subject id: safety_identifier, user, or what an import named")],
     requested_by: Annotated[str, typer.Option(help="who asks, for the record")] = "",

@@ -1,42 +1,52 @@
-"""`tuneloop`: the command line. Each noun has a module; this one holds the global flags and the way out."""
+"""`tuneloop`: the command line. Each noun has a module; this one holds the global flags and the way out.
+
+Only the modules of commands that are named are imported: with all of them each call would cost a second.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
-from clickhouse_connect.driver.exceptions import ClickHouseError
-from confluent_kafka import KafkaException
 
-from deploy.bases.add import BaseError
-from deploy.cli import ask, bases, config, data, dlq, forget, jobs, lifecycle, models
 from deploy.cli.context import context
-from deploy.cli.output import CommandError, fail
-from deploy.exporting import ExportError
-from deploy.local.errors import LocalPartError
-from deploy.local.supervise import SupervisorError
-from deploy.settings import SettingsError
-from deploy.version_lineage import LineageError
-from streams.artifacts import ArtifactError
-from streams.replay import ReplayError
+from deploy.cli.output import fail
 
-app = typer.Typer(
-    name="tuneloop", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    rich_markup_mode=None, help="Your app's feedback, streamed back into the model.",
-)
-lifecycle.register(app)
-ask.register(app)
-app.command()(forget.forget)
-app.add_typer(models.app, name="models")
-app.add_typer(bases.app, name="base")
-app.add_typer(data.app, name="data")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(dlq.app, name="dlq")
-app.add_typer(config.app, name="config")
+# In the order of `--help`.
+VERBS = {
+    "lifecycle": ("up", "down", "status", "logs", "run"), "ask": ("sql", "why"), "forget": ("forget",),
+}  # fmt: skip
+NOUNS = {"models": "models", "base": "bases", "data": "data", "jobs": "jobs", "dlq": "dlq", "config": "config"}
+# Errors that are one line for whoever meets them, by the module that has the class.
+EXPECTED = {
+    "deploy.cli.output": "CommandError", "deploy.settings": "SettingsError", "deploy.bases.add": "BaseError",
+    "deploy.local.supervise": "SupervisorError", "deploy.local.errors": "LocalPartError",
+    "deploy.version_lineage": "LineageError", "deploy.exporting": "ExportError", "streams.artifacts": "ArtifactError",
+    "streams.replay": "ReplayError",
+}  # fmt: skip
 
 
-@app.callback()
+def command_line(words: Sequence[str] = ()) -> typer.Typer:
+    """The commands that `words` name (one too many does no harm); all of them where none is named."""
+    app = typer.Typer(
+        name="tuneloop", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        rich_markup_mode=None, help="Your app's feedback, streamed back into the model.",
+    )
+    app.callback()(flags)
+    known = {*NOUNS, *(verb for verbs in VERBS.values() for verb in verbs)}
+    wanted = known.intersection(words) or known
+    for module, verbs in VERBS.items():
+        if wanted.intersection(verbs):
+            importlib.import_module(f"deploy.cli.{module}").register(app)
+    for noun, module in NOUNS.items():
+        if noun in wanted:
+            app.add_typer(importlib.import_module(f"deploy.cli.{module}").app, name=noun)
+    return app
+
+
 def flags(
     config: Annotated[str | None, typer.Option(help="settings file (default: tuneloop.toml)")] = None,
     data_dir: Annotated[str | None, typer.Option(help="where all data and run files lie")] = None,
@@ -50,21 +60,35 @@ def flags(
     }  # fmt: skip
 
 
+def expected(error: Exception) -> str | None:
+    """What to say of an error that may happen; None for any other. Whoever raised it has its module loaded."""
+    for module, name in EXPECTED.items():
+        if isinstance(error, _loaded(module, name)):
+            return str(error)
+    if isinstance(error, _loaded("confluent_kafka", "KafkaException")):
+        return f"Kafka: {error.args[0].str()}; is it up? (`tuneloop status`)"
+    if isinstance(error, _loaded("clickhouse_connect.driver.exceptions", "ClickHouseError")):
+        return f"ClickHouse: {str(error).splitlines()[0]}"
+    return None
+
+
+def _loaded(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, ())
+
+
 def main() -> None:
     """Run a command; an expected error is one line and exit status 1."""
     try:
-        app()
-    except (CommandError, SettingsError, SupervisorError, LocalPartError, BaseError, ReplayError,
-            LineageError, ExportError, ArtifactError) as error:
-        fail(str(error))
-    except KafkaException as error:
-        fail(f"Kafka: {error.args[0].str()}; is it up? (`tuneloop status`)")
-    except ClickHouseError as error:
-        fail(f"ClickHouse: {str(error).splitlines()[0]}")
+        command_line(sys.argv[1:])()
     except BrokenPipeError:
         sys.exit(0)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except Exception as error:
+        said = expected(error)
+        if said is None:
+            raise
+        fail(said)
 
 
 if __name__ == "__main__":

@@ -144,15 +144,30 @@ def prepare(
 
 
 def ready(bootstrap: str, timeout_s: float = 2.0) -> bool:
-    """True when the broker at `bootstrap` answers a metadata request (not merely accepts a connection)."""
+    """True when a broker of any cluster answers a metadata request at `bootstrap` (not merely accepts a connection)."""
+    return bool(_named(bootstrap, timeout_s))
+
+
+def registered(bootstrap: str, timeout_s: float = 2.0) -> bool:
+    """True when the local broker at `bootstrap` is ready and names that very address.
+
+    One that was killed and comes back on another port names its old one until it has registered anew; a client that
+    starts on such an answer looks in the wrong place (seen: a consumer that read nothing for 30 s).
+    """
+    return bootstrap in _named(bootstrap, timeout_s)
+
+
+def _named(bootstrap: str, timeout_s: float) -> list[str]:
+    """The addresses that a broker at `bootstrap` tells its clients; none where nobody answers."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
     quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap, "log_level": 0}
     try:
-        return bool(AdminClient(quiet, logger=None).list_topics(timeout=timeout_s).brokers)
+        brokers = AdminClient(quiet, logger=None).list_topics(timeout=timeout_s).brokers.values()
     except KafkaException:
-        return False
+        return []
+    return [f"{broker.host}:{broker.port}" for broker in brokers]
 
 
 def _properties(data_dir: Path, port: int, behind_proxy: tuple[int, int] | None) -> str:

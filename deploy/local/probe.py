@@ -23,6 +23,10 @@ def is_ready(probe: str | None, started_at: float) -> bool:
         case "tcp":
             host, _, port = target.rpartition(":")
             return port_answers(int(port), host, TIMEOUT_S)
+        case "kafka":
+            from deploy.local.kafka import registered  # it brings the client, which no other probe needs
+
+            return registered(target, TIMEOUT_S)
         case "http":
             return _answers_200(_url(target))
         case "file":
@@ -34,7 +38,7 @@ def port_of(probe: str | None) -> int | None:
     """The port on which a probe expects its process, None for one without. Raises ValueError as `is_ready` does."""
     kind, _, target = (probe or "file:").partition(":")
     match kind:
-        case "tcp":
+        case "tcp" | "kafka":
             return int(target.rpartition(":")[2])
         case "http":
             return urlsplit(_url(target)).port
@@ -49,7 +53,7 @@ def _url(target: str) -> str:
 
 
 def _unknown(probe: str | None) -> str:
-    return f"ready={probe!r}: a probe is tcp:HOST:PORT, http:URL or file:PATH"
+    return f"ready={probe!r}: a probe is tcp:HOST:PORT, kafka:HOST:PORT, http:URL or file:PATH"
 
 
 def _answers_200(url: str) -> bool:

@@ -92,7 +92,7 @@ class Machine:
         self.broker.start()
         if "sink" in self.lanes:
             self._start_clickhouse()
-        until(lambda: local_kafka.ready(self.bootstrap), PATIENCE_S, "the broker")
+        until(lambda: local_kafka.registered(self.bootstrap), PATIENCE_S, "the broker")
         kafka.ensure_topics(self.bootstrap)
         topics = [NewTopic(name, DATA_PARTITIONS, 1) for name in (NUMBERS, COPIED)] + [NewTopic(COPY_DEAD, 1, 1)]
         admin = AdminClient({"bootstrap.servers": self.bootstrap})

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from deploy.cli.main import app
+from deploy.cli.main import command_line
 from deploy.lineage import lines, trace
 from deploy.version_lineage import LineageError
 from schemas import events as e
@@ -125,7 +125,7 @@ class Story:
 
     def cli(self, *words: str) -> Result:
         flags = ["--data-dir", str(self.folder), "--kafka-bootstrap", self.bootstrap, "--clickhouse-url", self.url, "--http-port", "1"]
-        return CliRunner().invoke(app, [*flags, *words])
+        return CliRunner().invoke(command_line(), [*flags, *words])
 
     def json(self, *words: str) -> Any:
         said = self.cli(*words, "--format", "json")

@@ -40,7 +40,7 @@ def start(data: Path, classpath: str, spawned: list[subprocess.Popen[bytes]]) ->
     with (data / "out").open("ab") as out:
         spawned.append(subprocess.Popen(prepared.argv, stdout=out, stderr=out))
     until = time.monotonic() + 60
-    while not kafka.ready(prepared.bootstrap):
+    while not kafka.registered(prepared.bootstrap):
         assert spawned[-1].poll() is None, (data / "out").read_text()[-2000:]
         assert time.monotonic() < until, "the broker was not ready within 60 s"
         time.sleep(0.05)

@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
-from deploy.cli.main import app
+from deploy.cli.main import command_line
 from streams import failpoints, kafka, replay
 from streams.dead_letters import dead_letter
 from streams.kafka import Record
@@ -199,7 +199,7 @@ class Cli:
                        "--http-port", "1"]
 
     def __call__(self, *words: str) -> Result:
-        return CliRunner().invoke(app, [*self._flags, "dlq", *words])
+        return CliRunner().invoke(command_line(), [*self._flags, "dlq", *words])
 
     def json(self, *words: str) -> list[dict[str, Any]]:
         said = self(*words, "--format", "json")

@@ -7,7 +7,6 @@ rendering, same adapter files, fingerprint checked. An answer is right when it e
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +23,6 @@ from trainers.dataset import Row, holdout, read_rows
 from trainers.gate.statistics import Comparison, non_inferiority, superiority
 
 Report = Callable[[dict[str, Any]], None]
-NICENESS = 3
 BATCH = 32
 
 
@@ -34,7 +32,6 @@ class RefusedError(RuntimeError):
 
 def make(artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
     """What the warm child runs for each request."""
-    os.nice(NICENESS)
     store = ArtifactStore(artifacts)
     return lambda request, report: judge(request, report, store)
 
