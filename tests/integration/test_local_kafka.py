@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local import kafka
 from deploy.local.errors import LocalPartError
+from deploy.local.kafka_start import FENCED_FIRST
 from deploy.local.ports import free_ports
 
 
@@ -90,9 +91,16 @@ def test_it_serves_and_keeps_everything_through_kill_9(tmp_path, classpath, spaw
     with socket.create_server(("127.0.0.1", taken)):
         second = start(tmp_path, classpath, spawned)
     assert second.bootstrap != first.bootstrap
+    assert (tmp_path / "out").read_text().count(FENCED_FIRST) == 1, "after a kill, and then alone"
     assert consume(second.bootstrap, 50) == list(range(100, 150)), "the group goes on where it had committed"
     produce(second.bootstrap, range(150, 160))
     assert consume(second.bootstrap, 10) == list(range(150, 160))
+    spawned[-1].terminate()
+    spawned[-1].wait(30)
+    third = start(tmp_path, classpath, spawned)
+    assert (tmp_path / "out").read_text().count(FENCED_FIRST) == 1, "not after an orderly end"
+    produce(third.bootstrap, range(160, 170))
+    assert consume(third.bootstrap, 10) == list(range(160, 170))
 
 
 def test_a_taken_port_is_named(tmp_path, classpath) -> None:
