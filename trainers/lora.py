@@ -103,8 +103,10 @@ def _packs_exactly(model: Any, device: torch.device) -> bool:
 
 
 @contextmanager
-def attached(base: Base, shape: AdapterShape, parent: Path | None, seed: int) -> Iterator[Any]:
-    """A PEFT model of `base` with a trainable adapter: new, or starting from the files in `parent`."""
+def attached(
+    base: Base, shape: AdapterShape, parent: Path | None, seed: int, parent_share: float = 1.0
+) -> Iterator[Any]:
+    """A PEFT model of `base` with a trainable adapter: new, or starting from `parent_share` of the one in `parent`."""
     config = _parent_config(parent, base) if parent else _new_config(shape)
     config.inference_mode = False
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +114,7 @@ def attached(base: Base, shape: AdapterShape, parent: Path | None, seed: int) ->
         model = get_peft_model(base.model, config)
     try:
         if parent:
-            _load_weights(model, parent, base)
+            _load_weights(model, parent, base, parent_share)
         model.train()
         yield model
     finally:
@@ -138,7 +140,7 @@ def _parent_config(parent: Path, base: Base) -> PeftConfig:
     return config
 
 
-def _load_weights(model: Any, parent: Path, base: Base) -> None:
+def _load_weights(model: Any, parent: Path, base: Base, share: float) -> None:
     path = parent / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -151,7 +153,8 @@ def _load_weights(model: Any, parent: Path, base: Base) -> None:
         raise TrainingError(f"{path} has other tensors than an adapter of base {base.name!r}: wrong base or damaged")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise TrainingError(f"{path} is damaged: it holds NaN or infinity")
-    set_peft_model_state_dict(model, tensors)
+    # An adapter adds B·A to a layer: a share of B is a share of the sum.
+    set_peft_model_state_dict(model, {name: t * share if "lora_B" in name else t for name, t in tensors.items()})
 
 
 def save_adapter(model: Any, card: str, out_dir: Path) -> None:

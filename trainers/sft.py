@@ -34,7 +34,8 @@ class Recipe:
     `max_steps`, but at least one. `prompt_dropout` is the share of a prompt's tokens left out, anew each time.
     `row_tokens` and `forward_tokens` bound a packed row and one forward pass: speed and memory, never the
     result. `warmup_share` and `decay_share` are shares of the steps. `threads=0`: one CPU thread for a small
-    base, torch's own choice for others.
+    base, torch's own choice for others. A run that goes on from a parent begins with `parent_share` of what the parent
+    adds to the base: begun with all of it, it learns new examples less well (Ash and Adams 2020, arXiv:1910.08475).
     """
 
     rank: int = 16
@@ -56,6 +57,7 @@ class Recipe:
     forward_tokens: int = 8192
     seed: int = 0
     threads: int = 0
+    parent_share: float = 0.3
 
     def steps_for(self, examples: int) -> int:
         """Optimiser steps for so many examples: the passes within the bounds, but never less than one pass."""
@@ -91,7 +93,7 @@ def train(
     torch.set_num_threads(recipe.threads or base.good_threads)
     encoded = [encode_example(base.tokenizer, example, recipe.max_length) for example in examples]
     shape = AdapterShape(recipe.rank, recipe.alpha, recipe.dropout)
-    with attached(base, shape, parent_adapter, recipe.seed) as model:
+    with attached(base, shape, parent_adapter, recipe.seed, recipe.parent_share) as model:
         trained = _run(model, base, encoded, recipe, on_progress, should_stop)
         model.eval()
         save_adapter(model, model_card(base.name, recipe, trained, parent_adapter is not None), out_dir)

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import OperationalError
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from rich.console import Console
 
@@ -132,11 +134,20 @@ class System:
     def clickhouse(self) -> Client:
         return connect(self.where.clickhouse)
 
+    @cached_property
+    def _asked(self) -> Client:
+        """Kept: to connect costs several questions, and tests that wait for something ask many times a second."""
+        return self.clickhouse
+
     def cli(self, *arguments: str, timeout_s: float = 60.0, **environment: str) -> Said:
         return tuneloop("--config", str(self.config), *arguments, timeout_s=timeout_s, **environment)
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        return rows(self.clickhouse, sql, **parameters)
+        try:
+            return rows(self._asked, sql, **parameters)
+        except OperationalError:  # it was killed, or is elsewhere since
+            del self._asked
+            return rows(self._asked, sql, **parameters)
 
     def value(self, sql: str, **parameters: Any) -> Any:
         (row,) = self.rows(sql, **parameters)

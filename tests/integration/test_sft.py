@@ -111,6 +111,15 @@ def test_a_parent_is_continued_not_begun_anew(base_dir, first, tmp_path):
     assert shapes[0] == shapes[1], "a continued adapter has its parent's rank"
 
 
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_continuation_begins_with_a_share_of_what_its_parent_adds(base_dir, first, tmp_path, share):
+    recipe = replace(RECIPE, learning_rate=0.0, min_steps=1, max_steps=1, parent_share=share)
+    train(base_dir, questions(["sky"]), recipe, tmp_path / "begun", parent_adapter=first[0])
+    parent, begun = (load_file(d / "adapter_model.safetensors") for d in (first[0], tmp_path / "begun"))
+    for name, tensor in parent.items():
+        assert torch.allclose(begun[name], tensor * share if "lora_B" in name else tensor), name
+
+
 def test_stopping_writes_nothing_and_frees_the_base(base_dir, tmp_path):
     asked = iter([False, False, True])
     with pytest.raises(TrainingStopped, match="before step 3 of 30"):
