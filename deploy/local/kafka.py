@@ -72,7 +72,7 @@ num.io.threads=4
 num.recovery.threads.per.data.dir=2
 log.cleaner.dedupe.buffer.size=16777216
 log.cleaner.backoff.ms=1000
-broker.session.timeout.ms=60000
+broker.session.timeout.ms=20000
 broker.heartbeat.interval.ms=500
 """
 
@@ -87,6 +87,7 @@ controller.quorum.bootstrap.servers={host}:{controller_port}
 log.dirs={log_dir}
 broker.session.timeout.ms=200
 broker.heartbeat.interval.ms=100
+metadata.max.idle.interval.ms=100
 """
 
 LOG4J2 = """\

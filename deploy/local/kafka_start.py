@@ -15,20 +15,20 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-FENCING, FENCING_LOG = "fencing.properties", "fencing.log4j2.properties"
+FENCING, FENCING_LOG, STARTED = "fencing.properties", "fencing.log4j2.properties", "started"
 # What Kafka says as it comes to them. None is fenced where the broker was killed before it had been unfenced.
 ACTIVE, FENCED = "controller activation", "Fencing broker"
-START_LIMIT_S, FENCE_LIMIT_S = 30.0, 3.0
+START_LIMIT_S, FENCE_LIMIT_S, POLL_S = 30.0, 6.0, 0.02
 FENCED_FIRST = "the broker was killed and has been fenced before it starts again"
 
 
 def was_killed(directory: Path) -> bool:
-    """Whether the storage under `directory` was in use and not closed."""
-    log = directory / "log"
-    return (log / "__cluster_metadata-0").exists() and not (log / ".kafka_cleanshutdown").exists()
+    """Whether a broker has run on the storage under `directory` and did not close it."""
+    return (directory / STARTED).exists() and not (directory / "log" / ".kafka_cleanshutdown").exists()
 
 
 def fence(directory: Path, java: Sequence[str]) -> bool:
@@ -38,7 +38,8 @@ def fence(directory: Path, java: Sequence[str]) -> bool:
     assert controller.stdout is not None
     limits, fenced = [_ending(controller, START_LIMIT_S)], False
     for line in controller.stdout:
-        if fenced := FENCED in line:
+        if FENCED in line:
+            fenced = _written(directory, controller)
             break
         if ACTIVE in line:
             limits.append(_ending(controller, FENCE_LIMIT_S))
@@ -47,6 +48,23 @@ def fence(directory: Path, java: Sequence[str]) -> bool:
     for limit in limits:
         limit.cancel()
     return fenced
+
+
+def _written(directory: Path, controller: subprocess.Popen[str]) -> bool:
+    """Wait until what the controller said last stands in its log: said first, it may get lost at the end.
+
+    The log grows by that, or, if it holds it already, by the next of the records that it writes when it is idle.
+    """
+
+    def size_bytes() -> int:
+        return sum(path.stat().st_size for path in (directory / "log" / "__cluster_metadata-0").glob("*.log"))
+
+    before = size_bytes()
+    while controller.poll() is None:
+        if size_bytes() > before:
+            return True
+        time.sleep(POLL_S)
+    return False
 
 
 def _ending(controller: subprocess.Popen[str], limit_s: float) -> threading.Timer:
@@ -62,6 +80,7 @@ def main() -> None:
         plain, ours = (f"-Dlog4j2.configurationFile={directory / name}" for name in ("log4j2.properties", FENCING_LOG))
         fenced = fence(directory, [ours if part == plain else part for part in command[:-2]])
         print(FENCED_FIRST if fenced else "the broker was killed before it had been unfenced", flush=True)
+    (directory / STARTED).touch()
     os.execv(command[0], command)
 
 
