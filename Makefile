@@ -49,7 +49,7 @@ check: $(READY)
 	@$(MAKE) --no-print-directory -j2 lint test-pure
 
 test-pure: $(READY)
-	@$(BIN)/python -m pytest tests/unit tests/contract
+	@$(BIN)/python -m pytest tests/unit tests/contract -n 2
 
 lint: $(READY)
 	@$(BIN)/ruff check .

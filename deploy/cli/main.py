@@ -19,7 +19,11 @@ from deploy.cli.output import fail
 VERBS = {
     "lifecycle": ("up", "down", "status", "logs", "run"), "ask": ("sql", "why"), "forget": ("forget",),
 }  # fmt: skip
-NOUNS = {"models": "models", "base": "bases", "data": "data", "jobs": "jobs", "dlq": "dlq", "config": "config"}
+# The first module has the noun's application, which others add to.
+NOUNS = {
+    "models": ("models",), "base": ("bases",), "data": ("data", "synthesize"), "jobs": ("jobs",), "dlq": ("dlq",),
+    "config": ("config",),
+}  # fmt: skip
 # Errors that are one line for whoever meets them, by the module that has the class.
 EXPECTED = {
     "deploy.cli.output": "CommandError", "deploy.settings": "SettingsError", "deploy.bases.add": "BaseError",
@@ -41,9 +45,10 @@ def command_line(words: Sequence[str] = ()) -> typer.Typer:
     for module, verbs in VERBS.items():
         if wanted.intersection(verbs):
             importlib.import_module(f"deploy.cli.{module}").register(app)
-    for noun, module in NOUNS.items():
+    for noun, modules in NOUNS.items():
         if noun in wanted:
-            app.add_typer(importlib.import_module(f"deploy.cli.{module}").app, name=noun)
+            first, *_ = [importlib.import_module(f"deploy.cli.{module}") for module in modules]
+            app.add_typer(first.app, name=noun)
     return app
 
 

@@ -22,9 +22,9 @@ class Process:
     """One program to keep running.
 
     `env` is added to the caller's environment. `after` names what must be ready first. `ready` is a probe
-    ("tcp:HOST:PORT", "http:URL" for a 200, "file:PATH" for a file written since the start), None: running is
-    ready. On stop it gets SIGTERM and, `grace_s` later, SIGKILL. One that is not ready `start_limit_s` after its
-    start hangs: it is killed and counts as one that died.
+    ("tcp:HOST:PORT", "kafka:HOST:PORT" for a broker, "http:URL" for a 200, "file:PATH" for a file written since the
+    start), None: running is ready. On stop it gets SIGTERM and, `grace_s` later, SIGKILL. One that is not ready
+    `start_limit_s` after its start hangs: it is killed and counts as one that died.
     """
 
     name: str
