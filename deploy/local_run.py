@@ -70,7 +70,8 @@ def processes(settings: Settings, on_note: Note = lambda _: None) -> list[Proces
     local: list[Process] = []
     if not settings.kafka_bootstrap:
         on_note("preparing Kafka (the first time, its jars are downloaded)")
-        broker = local_kafka.prepare(settings.data / "kafka", ports["kafka"], local_kafka.fetch_jars(on_note))
+        jars = local_kafka.fetch_jars(on_note)
+        broker = local_kafka.prepare(settings.data / "kafka", ports["kafka"], jars, on_note=on_note)
         local.append(Process("kafka", broker.argv, broker.env, ready=f"kafka:{broker.bootstrap}"))
     if not settings.clickhouse_url:
         folder, port = settings.data / "clickhouse", ports["clickhouse"]

@@ -121,7 +121,7 @@ def _monitor(settings: Settings, stop: threading.Event) -> None:
     _say_ready(settings, GROUP)
     erased = Erased(where.bootstrap, identity_secret(settings), _store(settings))
     store = ClickHouseStore(connect(where.clickhouse), kafka.producer(where.bootstrap), erased=erased)
-    sink.run(where.bootstrap, GROUP, LANDED_TOPICS, store, stop)
+    sink.run(where.bootstrap, GROUP, LANDED_TOPICS, store, stop, instance="tuneloop-monitor-0")
 
 
 def _in_thread(target: Callable[[threading.Event], None], stop: threading.Event) -> None:

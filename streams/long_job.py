@@ -4,7 +4,8 @@ Commit order, and why: the job's artifact is stored under its content's hash by 
 result records and the input offset go into one short transaction. A crash before it repeats the job, and a
 job whose result is already published is answered from there (first wins). Meanwhile the consumer keeps
 polling a paused assignment, so that the broker sees it alive, and progress goes out by a second producer.
-Where the partition was taken away meanwhile, the result waits: it is published if the job comes again, not if not.
+Where the partition was taken away meanwhile, or the transaction failed, the result waits: it is published if the job
+comes again, not if not.
 
 The child is spawned, never forked: this process holds Kafka clients, whose threads do not survive a fork.
 """
@@ -27,10 +28,9 @@ import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas.codec import ContractError, Envelope
-from streams import failpoints, kafka, metrics
+from streams import failpoints, kafka, metrics, transaction
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
-from streams.transact import REQUEST_TIMEOUT_S
 from streams.watchdog import Membership
 
 log = logging.getLogger(__name__)
@@ -189,10 +189,9 @@ def run(
     transactional_id: str,
     attempts: int = 2,
 ) -> None:
-    """Take `topic` one record at a time until `stop`."""
-    client = kafka.consumer(bootstrap, group, **{"max.poll.interval.ms": 60_000})
-    writer = kafka.producer(bootstrap, transactional_id=transactional_id)
-    writer.init_transactions(30)
+    """Take `topic` one record at a time until `stop`. Raises `transaction.FencedError`."""
+    client = kafka.consumer(bootstrap, group, transactional_id, **{"max.poll.interval.ms": 60_000})
+    writer = transaction.fresh_producer(bootstrap, transactional_id)
     reporter = kafka.producer(bootstrap, linger_ms=0)
     places = Places(client, topic)
     held: dict[str, list[Out]] = {}  # by origin: a result whose partition was away when it was there
@@ -221,8 +220,11 @@ def run(
                 # do the job as well, and it would end twice. If nobody has, it comes again.
                 held = {record.origin: outs}
                 continue
-            _commit(client, writer, outs)
-            metrics.COMMITS.inc()
+            if not transaction.commit(client, writer, outs, "job"):
+                # It comes again unless it was committed after all; in either case the work is not done again.
+                held = {record.origin: outs}
+                writer, _ = transaction.start_over(client, bootstrap, transactional_id)
+                continue
             metrics.batch_done(records, outs, time.monotonic() - began)
     finally:
         unwatch()
@@ -298,17 +300,3 @@ def _ask(
             kafka.produce(reporter, progress)
             metrics.produced([progress])
     return None
-
-
-def _commit(client: Consumer, writer: Producer, outs: list[Out]) -> None:
-    """One short transaction: the result and the offset it answers."""
-    with kafka.at_most(kafka.TRANSACTION_LIMIT_S, "a transaction", client):
-        writer.begin_transaction()
-        failpoints.hit("job.begun")
-        for record in outs:
-            kafka.produce(writer, record)
-        failpoints.hit("job.produced")
-        writer.send_offsets_to_transaction(kafka.positions(client), client.consumer_group_metadata(), REQUEST_TIMEOUT_S)
-        failpoints.hit("job.offsets_sent")
-        writer.commit_transaction(REQUEST_TIMEOUT_S)
-        failpoints.hit("job.committed")

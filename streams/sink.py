@@ -38,11 +38,12 @@ def run(
     store: Store,
     stop: threading.Event,
     *,
+    instance: str = "",
     batch_records: int = 20_000,
     linger_s: float = 0.3,
 ) -> None:
-    """Write `topics` into `store` until `stop`."""
-    client = kafka.consumer(bootstrap, group)
+    """Write `topics` into `store` until `stop`. `instance` names this place in the group, see `kafka.consumer`."""
+    client = kafka.consumer(bootstrap, group, instance)
 
     def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
         resumed = [_resumed(consumer, store, place) for place in partitions]

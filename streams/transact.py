@@ -15,13 +15,11 @@ from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from streams import failpoints, kafka, metrics
+from streams import failpoints, kafka, metrics, transaction
 from streams.kafka import Out, Record
 from streams.watchdog import Membership
 
 log = logging.getLogger(__name__)
-REQUEST_TIMEOUT_S = 4.0
-START_OVER_LIMIT_S = 8.0
 
 
 class Step(Protocol):
@@ -32,10 +30,6 @@ class Step(Protocol):
 
     def handle(self, batch: list[Record]) -> list[Out]:
         """The records that this batch makes. May store artifacts; must not produce."""
-
-
-class FencedError(RuntimeError):
-    """Another process has taken this one's place; the only right thing is to exit."""
 
 
 def run(
@@ -49,10 +43,10 @@ def run(
     batch_records: int = 5_000,
     linger_s: float = 0.0,
 ) -> None:
-    """Run `step` over `topics` until `stop`. Raises `FencedError`, `KafkaException` (fatal errors only)
+    """Run `step` over `topics` until `stop`. Raises `transaction.FencedError`, `KafkaException` (fatal errors only)
     and `LostMembershipError`."""
-    client = kafka.consumer(bootstrap, group)
-    writer = _fresh_producer(bootstrap, transactional_id)
+    client = kafka.consumer(bootstrap, group, transactional_id)
+    writer = transaction.fresh_producer(bootstrap, transactional_id)
     batch: list[Record] = []
 
     def on_assign(_: Consumer, partitions: list[TopicPartition]) -> None:
@@ -75,10 +69,7 @@ def run(
             if not batch:
                 idle_at = kafka.commit_idle(client, idle_at)
             elif not _commit(client, writer, step, batch):
-                # Seen to hang for minutes while the assignment was being lost; `seek` has no time-out of its own.
-                with kafka.at_most(START_OVER_LIMIT_S, "starting over after an abort", client):
-                    writer = _fresh_producer(bootstrap, transactional_id)
-                    assignment = _rewind(client)
+                writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
                 step.assigned([(place.topic, place.partition) for place in assignment])
     finally:
         watched.close()
@@ -101,71 +92,18 @@ def gather(client: Consumer, batch: list[Record], batch_records: int, linger_s: 
 
 
 def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record]) -> bool:
-    """One transaction. True = committed; False = aborted and to be done again with a fresh producer."""
+    """One batch in one transaction. True = committed; False = to be done again after starting over."""
     began = time.monotonic()
+    failpoints.hit("transact.gathered")
     try:
-        failpoints.hit("transact.gathered")
         outs = step.handle(batch)
-        failpoints.hit("transact.handled")
-        with kafka.at_most(kafka.TRANSACTION_LIMIT_S, "a transaction", client):
-            _publish(client, writer, outs)
-    except KafkaException as error:
-        reason = error.args[0]
-        if reason.fatal():
-            raise FencedError(f"transaction refused for good: {reason.str()}") from error
-        log.warning("transaction aborted, to be done again: %s", reason.str())
-        metrics.ABORTED.inc()
-        with kafka.at_most(kafka.TRANSACTION_LIMIT_S, "an abort", client):
-            _abort(writer)
+    except KafkaException as error:  # what it reads besides its batch comes from the same broker
+        if error.args[0].fatal():
+            raise
+        log.warning("batch to be done again: %s", error.args[0].str())
         return False
-    metrics.COMMITS.inc()
+    failpoints.hit("transact.handled")
+    if not transaction.commit(client, writer, outs, "transact"):
+        return False
     metrics.batch_done(batch, outs, time.monotonic() - began)
     return True
-
-
-def _publish(client: Consumer, writer: Producer, outs: list[Out]) -> None:
-    writer.begin_transaction()
-    failpoints.hit("transact.begun")
-    for record in outs:
-        kafka.produce(writer, record)
-    failpoints.hit("transact.produced")
-    writer.send_offsets_to_transaction(kafka.positions(client), client.consumer_group_metadata(), REQUEST_TIMEOUT_S)
-    failpoints.hit("transact.offsets_sent")
-    _retrying(writer.commit_transaction)
-    failpoints.hit("transact.committed")
-
-
-def _retrying(request: object, attempts: int = 5) -> None:
-    for attempt in range(attempts):
-        try:
-            request()  # type: ignore[operator]
-        except KafkaException as error:
-            if not error.args[0].retriable() or attempt == attempts - 1:
-                raise
-        else:
-            return
-
-
-def _abort(writer: Producer) -> None:
-    try:
-        writer.abort_transaction(REQUEST_TIMEOUT_S)
-    except KafkaException as error:
-        if error.args[0].fatal():
-            raise FencedError(f"abort refused: {error.args[0].str()}") from error
-        log.warning("abort did not answer (%s); a fresh producer settles it", error.args[0].str())
-
-
-def _fresh_producer(bootstrap: str, transactional_id: str) -> Producer:
-    # After a request that timed out its outcome is unknown: only init_transactions of a new producer settles it.
-    writer = kafka.producer(bootstrap, transactional_id=transactional_id)
-    _retrying(lambda: writer.init_transactions(30))
-    return writer
-
-
-def _rewind(client: Consumer) -> list[TopicPartition]:
-    """Back to the committed offsets; returns the partitions, whose state is to be rebuilt from committed output."""
-    assignment = client.assignment()
-    for place in client.committed(assignment, timeout=15):
-        offset = place.offset if place.offset >= 0 else 0
-        client.seek(TopicPartition(place.topic, place.partition, offset))
-    return assignment

@@ -65,7 +65,7 @@ def _sink(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callabl
     kind = Replayed if os.environ.get("FAULTS_REPLAY") else ClickHouseStore
     store = kind(connect(spec["clickhouse"]), kafka.producer(spec["bootstrap"], linger_ms=0), _budget())
     ready()
-    sink.run(spec["bootstrap"], "monitor", ["usage.feedback"], store, stop)
+    sink.run(spec["bootstrap"], "monitor", ["usage.feedback"], store, stop, instance=name)
 
 
 def _work(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callable[[], None]) -> None:
@@ -88,8 +88,8 @@ def _at_pace(spec: dict[str, Any]) -> None:
     kafka.SESSION_TIMEOUT_MS, kafka.TRANSACTION_TIMEOUT_MS = spec["session_ms"], spec["transaction_ms"]
     own = kafka.consumer
 
-    def impatient(bootstrap: str, group: str, **more: Any) -> Any:
-        return own(bootstrap, group, **more | ({"max.poll.interval.ms": spec["poll_ms"]} if group == "work" else {}))
+    def impatient(bootstrap: str, group: str, instance: str = "", **more: Any) -> Any:
+        return own(bootstrap, group, instance, **more | ({"max.poll.interval.ms": spec["poll_ms"]} if group == "work" else {}))
 
     kafka.consumer = impatient
 

@@ -72,6 +72,25 @@ def consume(bootstrap: str, count: int) -> list[int]:
     return values
 
 
+def test_a_start_from_classes_of_before_takes_part_of_the_time(tmp_path, classpath, monkeypatch) -> None:
+    def started_s(prepared: kafka.Prepared) -> float:
+        began = time.monotonic()
+        broker = subprocess.Popen(prepared.argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert broker.stdout is not None
+        assert any(kafka.STARTED_LINE in line for line in broker.stdout)
+        took_s = time.monotonic() - began
+        broker.kill()
+        broker.wait()
+        return took_s
+
+    assert kafka.ahead_of_time(classpath) is not None
+    fast = started_s(kafka.prepare(tmp_path / "fast", free_ports(1)[0], classpath))
+    monkeypatch.setenv("TUNELOOP_CACHE", "/proc/nothing-can-be-written-here")
+    notes: list[str] = []
+    slow = started_s(kafka.prepare(tmp_path / "slow", free_ports(1)[0], classpath, on_note=notes.append))
+    assert "starts as it is" in notes[-1] and fast < 0.8 * slow
+
+
 def test_it_serves_and_keeps_everything_through_kill_9(tmp_path, classpath, spawned) -> None:
     first = start(tmp_path, classpath, spawned)
     admin = AdminClient({"bootstrap.servers": first.bootstrap})

@@ -104,9 +104,9 @@ def bench(kafka_bootstrap: str, child: WarmChild, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(child, "close", lambda: None)
     own = kafka.consumer
 
-    def impatient(where: str, group: str, **more: Any) -> Any:
+    def impatient(where: str, group: str, instance: str = "", **more: Any) -> Any:
         # Dead letters go by the group's own name; its offsets are this bench's.
-        return own(where, bench.group if group == "work" else group, **more | bench.client | {"max.poll.interval.ms": 2_500})
+        return own(where, bench.group if group == "work" else group, instance, **more | bench.client | {"max.poll.interval.ms": 2_500})
 
     monkeypatch.setattr(kafka, "consumer", impatient)
     return bench
@@ -215,7 +215,7 @@ def test_a_job_that_another_process_took_over_ends_once(bench, tmp_path: Path) -
     """It is not finished when the partition goes, so the other process does it as well; one result stands."""
     child, heir = WarmChild("tests.slow_child", (str(tmp_path),)), Ask()
     child.wait_warm(threading.Event())
-    slot = f"{bench.group}-heir"
+    slot = f"a-{bench.group}"  # partitions go to members by their names
 
     def take_over(stop: threading.Event) -> None:
         long_job.run(bench.bootstrap, "work", JOBS, heir, child, stop, transactional_id=slot)
@@ -223,7 +223,6 @@ def test_a_job_that_another_process_took_over_ends_once(bench, tmp_path: Path) -
     with Running(bench.run) as first:
         slow = bench.request(seconds=4)
         first.until(lambda: bench.job.accepted, what="the slow job")
-        bench.client = FIRST_IN_LINE
         with Running(take_over) as second:
             second.until(lambda: heir.accepted == [slow], what="the heir at the same job")
             assert bench.job.results == [], "all this was in the middle of the job"

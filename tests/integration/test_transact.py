@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from schemas.topics import dead_letters
-from streams import failpoints, kafka, transact
+from streams import failpoints, kafka, transact, transaction
 from streams.dead_letters import dead_letter
 from streams.kafka import Out, Record
-from streams.transact import FencedError
+from streams.transaction import FencedError
 from tests.broker import Running, fresh, fresh_topic, group_from, lag, mark, members, publish, since, until
 
 N = 60
@@ -169,11 +169,59 @@ def test_a_zombie_is_fenced_and_its_records_are_nobodys_duplicates(pipe) -> None
 
     with Running(loop(pipe, group, Plain(pipe[0], pipe[2], sleep), slot=group)) as zombie:
         zombie.until(asleep.is_set)
-        with Running(loop(pipe, group, Plain(pipe[0], pipe[2]), slot=group)) as heir:
-            heir.until(lambda: members(pipe[0], group) == 2, what="the second process in the group")
+        own = Plain(pipe[0], pipe[2])
+        with Running(loop(pipe, group, own, slot=group)) as heir:
+            heir.until(lambda: own.rebuilt, what="the place of the first")
+            assert members(pipe[0], group) == 1
             awake.set()
             assert isinstance(zombie.ended(), FencedError)
             heir.until(done(pipe, group), what="lag 0")
+    assert keys_out(pipe) == expected()
+
+
+def test_who_comes_back_under_its_name_has_its_partitions_at_once(pipe) -> None:
+    """However long the session of the one that was killed would still have lasted."""
+    (bootstrap, source, _), group = pipe, fresh("group")
+    patient = {"session.timeout.ms": 60_000, "heartbeat.interval.ms": 20_000}
+    killed = kafka.consumer(bootstrap, group, "slot", **patient)
+    killed.subscribe([source])
+    until(lambda: killed.poll(0.1) or killed.assignment(), what="the first's partitions")
+    heir = kafka.consumer(bootstrap, group, "slot", **patient)
+    heir.subscribe([source])
+    until(lambda: heir.poll(0.1) or len(heir.assignment()) == 4, 10, what="the heir's")
+    heir.close()
+    with pytest.raises(KafkaException, match="fenced"):
+        killed.commit(offsets=[TopicPartition(source, 0, 1)], asynchronous=False)
+    killed.close()
+
+
+class Hanging:
+    """A producer whose first offsets are never answered, as after the death of a broker."""
+
+    def __init__(self, writer: Producer) -> None:
+        self._writer, self.hung = writer, threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._writer, name)
+
+    def send_offsets_to_transaction(self, *_: object) -> None:
+        self.hung.set()
+        time.sleep(30)
+
+
+def test_a_request_that_never_returns_is_given_up_and_its_batch_done_again(pipe, monkeypatch) -> None:
+    monkeypatch.setattr(transaction, "HUNG_S", 0.3)
+    own, made = transaction.fresh_producer, []
+
+    def first_hangs(bootstrap: str, name: str) -> object:
+        made.append(own(bootstrap, name) if made else Hanging(own(bootstrap, name)))
+        return made[-1]
+
+    monkeypatch.setattr(transaction, "fresh_producer", first_hangs)
+    group, step = fresh("group"), Plain(pipe[0], pipe[2])
+    with Running(loop(pipe, group, step, batch_records=10)) as running:
+        running.until(done(pipe, group), what="lag 0")
+    assert made[0].hung.is_set() and len(made) == 2 and step.rebuilt >= 2
     assert keys_out(pipe) == expected()
 
 
