@@ -24,6 +24,7 @@ from streams.erase import shards, tables
 from streams.erase.compact import compact_away
 from streams.erase.find import Place, Subject, deleted_already, find, still_stored
 from streams.erase.keepers import delete, wait_until_passed
+from streams.prepare import gathered
 from streams.prepare.step import read_committed_shards
 from streams.register import read_registry
 
@@ -71,6 +72,8 @@ class Erasure:
         left = lambda: still_stored(self._bootstrap, self._doomed)  # noqa: E731
         compact_away(self._bootstrap, list(self._doomed), self._event.erasure_id, left)
         failpoints.hit("erase.compacted")
+        # Once more: a process that was just starting may have gathered what the shards said before.
+        gathered.forget(self._store, {after.replaces for after in changed})
         said = {"tombstones": self._counted, "shards": changed, "adapters": taught, "rows": self._rows}
         self._store.put_bytes(self._notes, msgspec.json.encode(said))
         self._forget_the_name()
@@ -105,6 +108,7 @@ class Erasure:
         committed = read_committed_shards(self._bootstrap)
         changed = shards.rewrite(self._store, committed, self._event.subject_id, self._subject.inferences)
         self._rows = sum(after.erased for after in changed)
+        gathered.forget(self._store, {after.replaces for after in changed})
         named = {after.path for after in changed}
         failpoints.hit("erase.rewritten")
         shards.sweep(

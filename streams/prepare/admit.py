@@ -53,8 +53,9 @@ class Admission:
         self._count = 0
 
     def remember(self, table: pa.Table) -> None:
-        """Take in the rows of one committed shard (columns REMEMBERED); shards may come in any order."""
+        """Take in the rows of committed shards (columns REMEMBERED), which may come in any order."""
         rows = [row for row in table.to_pylist() if row["origin"] != "augmented"]
+        rows.sort(key=lambda row: row["submitted_ms"])  # of those about one fact the last holds
         known = self._known(_facts(rows))
         self._take([row for row, one in zip(rows, known, strict=True) if one is None or one[1] <= row["submitted_ms"]])
 

@@ -14,19 +14,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from schemas.events import ShardWritten
 from schemas.identity import shard_id
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
-from streams import kafka, metrics
-from streams.artifacts import ArtifactStore, get_shard
+from streams import kafka
+from streams.artifacts import ArtifactStore
 from streams.dead_letters import Budget, dead_letter
 from streams.erased import Nobody, Suppression
 from streams.kafka import Out, Record
-from streams.prepare.admit import REMEMBERED, Admission
+from streams.prepare.admit import Admission
 from streams.prepare.augment import augmented
+from streams.prepare.gathered import remembered
 from streams.prepare.read import Crew
 from streams.prepare.rules import RULES_VERSION
 from streams.prepare.shard import counted, put_shard, ref_of
@@ -55,12 +55,7 @@ class PrepareStep:
 
     def assigned(self, partitions: list[Place]) -> None:
         self._admission = Admission()
-        for shard in self._committed_shards():
-            metrics.heartbeat()  # thousands of files may take longer than a loop may be silent
-            _, data = get_shard(self._store, ref_of(shard))
-            # Three times as fast as read_table on files this small; with thousands of them it decides how long a
-            # process that died stays away.
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=REMEMBERED, use_threads=False)
+        for table in remembered(self._store, [ref_of(shard) for shard in self._committed_shards()]):
             self._admission.remember(table)
 
     def handle(self, batch: list[Record]) -> list[Out]:

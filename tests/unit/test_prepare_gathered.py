@@ -1,0 +1,125 @@
+"""Gathering what shards say: the state that it gives, what it opens, and what becomes of files that are stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from schemas.events import ShardRef
+from schemas.shards import SHARD_SCHEMA
+from streams.artifacts import ArtifactError, ArtifactStore
+from streams.prepare import gathered
+from streams.prepare.admit import Admission
+from streams.prepare.shard import put_shard
+from tests.unit.test_prepare_admit import admitted, row
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathered, "WORTH_GATHERING", 4)
+
+
+def shard(store: ArtifactStore, number: int, *rows: dict[str, object]) -> ShardRef:
+    table = pa.Table.from_pylist(list(rows), schema=SHARD_SCHEMA)
+    path, digest, _ = put_shard(store, "m", f"shard-{number}", table)
+    return ShardRef(shard_id=f"shard-{number}", path=path, digest=digest, rows=len(rows))
+
+
+def asked(number: int) -> str:
+    return f"question {number} about order {number * 7919}"
+
+
+def shards(store: ArtifactStore, numbers: range) -> list[ShardRef]:
+    return [shard(store, number, row(asked(number), at=number)) for number in numbers]
+
+
+def state(store: ArtifactStore, refs: list[ShardRef]) -> Admission:
+    made = Admission()
+    for table in gathered.remembered(store, refs):
+        made.remember(table)
+    return made
+
+
+def rows_in(store: ArtifactStore, refs: list[ShardRef]) -> int:
+    return sum(table.num_rows for table in gathered.remembered(store, refs))
+
+
+def files(store: ArtifactStore) -> list[str]:
+    return sorted(path for path, _ in store.files(gathered.FOLDER))
+
+
+def test_a_second_start_knows_the_same_and_opens_no_shard(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(5))
+    again = [row(asked(number), at=100 + number) for number in range(7)]
+    expected = ([105, 106], {"duplicate": 5}, 0)
+    assert admitted(state(store, refs), *again) == expected and len(files(store)) == 1
+    for ref in refs:
+        store.delete(ref.path)
+    assert admitted(state(store, refs), *again) == expected
+
+
+def test_few_shards_are_not_worth_a_file_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(3))
+    assert rows_in(store, refs) == 3 and files(store) == []
+    store.delete(refs[1].path)
+    with pytest.raises(ArtifactError, match="missing"):
+        rows_in(store, refs)
+
+
+def test_the_newest_answer_holds_however_the_shards_are_gathered(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    newest, older = shard(store, 1, row(asked(1), "new", at=9)), shard(store, 2, row(asked(1), "old", at=5))
+    refs = [newest, older, *shards(store, range(3, 6))]
+    for _ in range(2):
+        assert admitted(state(store, refs), row(asked(1), "new", at=20)) == ([], {"duplicate": 1}, 0)
+
+
+def test_files_are_merged_and_there_are_few(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs: list[ShardRef] = []
+    most = 0
+    for start in range(0, 64, 4):
+        refs += shards(store, range(start, start + 4))
+        assert rows_in(store, refs) == len(refs)
+        most = max(most, len(files(store)))
+    assert most <= 4
+    assert rows_in(store, refs) == 64
+
+
+def test_a_file_with_a_shard_that_was_rewritten_is_stale(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(4))
+    assert rows_in(store, refs) == 4
+    before = files(store)
+    after = shard(store, 0)
+    assert rows_in(store, [after, *refs[1:]]) == 3
+    assert len(files(store)) == 1 and files(store) != before
+    gathered.forget(store, {refs[0].digest})
+    assert len(files(store)) == 1, "it stands for others"
+    gathered.forget(store, {refs[1].digest})
+    assert files(store) == []
+
+
+def test_what_a_crash_leaves_between_a_merge_and_its_end_counts_once(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(4))
+    assert rows_in(store, refs) == 4
+    (small,) = files(store)
+    kept = store.read_bytes(small)
+    refs += shards(store, range(4, 8))
+    assert rows_in(store, refs) == 8 and small not in files(store)
+    store.put_bytes(small, kept)
+    assert rows_in(store, refs) == 8 and small not in files(store)
+
+
+def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(4))
+    assert rows_in(store, refs) == 4
+    (path,) = files(store)
+    (tmp_path / path).write_bytes((tmp_path / path).read_bytes()[:-7])
+    assert rows_in(store, refs) == 4 and files(store) == [path], "the same bytes under the same name"
