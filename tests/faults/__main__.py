@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from streams import failpoints
 from tests.faults import plan
 from tests.faults.feed import Steady
 from tests.faults.machine import Machine
 from tests.faults.oracle import Verdict
-from tests.faults.plan import KINDS, NOT_YET, Strike
+from tests.faults.plan import FAILPOINTS, KINDS, Strike
 from tests.faults.slots import StuckError
 
 REST_S = 0.5
@@ -60,13 +59,12 @@ def strike(machine: Machine, strikes: list[Strike], random: Random) -> dict[str,
 
 def table(machine: Machine, times: dict[str, list[float]]) -> None:
     tell("\nfailpoint                        hit")
-    for name in failpoints.NAMES:
+    for name in FAILPOINTS:
         tell(f"  {name:30} {machine.hits[name]:3}")
     tell("\nfault                                    n   p50 s   max s")
     for kind in KINDS:
         if seconds := times.get(kind.name):
             tell(f"  {kind.name:36} {len(seconds):3} {percentile(seconds, 0.5):7.1f} {max(seconds):7.1f}")
-    tell("".join(f"  {name:36} not there yet\n" for name in NOT_YET))
 
 
 def run(folder: Path, options: argparse.Namespace) -> int:
@@ -95,7 +93,7 @@ def report(machine: Machine, verdict: Verdict, times: dict[str, list[float]], fa
         "recovery_p99_s": round(percentile(everything, 0.99), 2),
     }  # fmt: skip
     print(json.dumps(said), flush=True)
-    missed = [name for name in failpoints.NAMES if not machine.hits[name]] if faults >= len(KINDS) else []
+    missed = [name for name in FAILPOINTS if not machine.hits[name]] if faults >= len(KINDS) else []
     if missed:
         tell(f"!! never hit: {', '.join(missed)}")
     return int(not verdict.clean or bool(missed))

@@ -7,13 +7,16 @@ committed offset of every partition of every lane it met lies beyond where it wa
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.topics import DATA_PARTITIONS
+from tests.faults.erase_child import ONCE
 from tests.faults.feed import TOPICS
 from tests.faults.machine import GROUPS, Machine
 from tests.faults.process import EX_POISONED
@@ -240,6 +243,64 @@ def kill_clickhouse(machine: Machine, random: Random, lane: str) -> float:
     before, began = machine.now(lane), time.monotonic()
     machine.clickhouse.kill()
     return machine.recovery(began, before)
+
+
+# What somebody says before they ask to be forgotten, and goes on to say; and for how long.
+SAID_BEFORE, SAID_AFTER, SPEAKING_S = 20, 20, 4.0
+BEGUN, CHILD_LOST = ": records", "the working process ended with exit code -9"
+
+
+@contextmanager
+def _forgetting(machine: Machine, random: Random) -> Iterator[None]:
+    """Somebody speaks, asks to be forgotten, and goes on speaking in the block."""
+    person = f"person-{len(machine.erasures)}-{random.randrange(1_000_000)}"
+    for _ in range(SAID_BEFORE):
+        machine.feed.say_as(person)
+    time.sleep(random.random() * 3)  # part of it may be in shards by then
+
+    def speak() -> None:
+        for _ in range(SAID_AFTER):
+            machine.feed.say_as(person)
+            time.sleep(SPEAKING_S / SAID_AFTER)
+
+    speaking = threading.Thread(target=speak)
+    machine.forget(person)
+    speaking.start()
+    try:
+        yield
+    finally:
+        speaking.join()
+
+
+def erase_while_preparing(machine: Machine, random: Random, lane: str) -> float:
+    """Somebody is forgotten while what they say is prepared, by a process that dies over it."""
+    failpoint = random.choice(["transact.handled", "transact.produced", "transact.offsets_sent", "artifact.renamed"])
+    machine.ready(lane)
+    with _forgetting(machine, random):
+        return kill_at(failpoint)(machine, random, lane)
+
+
+def kill_the_erasure_at(failpoint: str) -> Fault:
+    """The child that erases dies there, and in half of all cases its parent with it.
+
+    An erasure takes a minute by nature: it has recovered once it has begun again and `prepare` has moved on.
+    """
+
+    def fault(machine: Machine, random: Random, lane: str) -> float:
+        machine.eraser.end(signal.SIGKILL)
+        (machine.folder / ONCE).write_text(f"{failpoint}=kill@1")
+        machine.eraser.start()
+        lost = machine.erase_says(CHILD_LOST)
+        with _forgetting(machine, random):
+            until(lambda: machine.erase_says(CHILD_LOST) > lost, PATIENCE_S, failpoint)
+            began, before, begun = time.monotonic(), machine.now(lane), machine.erase_says(BEGUN)
+            if random.random() < 0.5:
+                machine.eraser.kill()
+            machine.hits[failpoint] += 1
+            until(lambda: machine.erase_says(BEGUN) > begun, PATIENCE_S, f"an erasure after {failpoint}")
+            return max(time.monotonic() - began, machine.recovery(began, before))
+
+    return fault
 
 
 LANES_OF = {

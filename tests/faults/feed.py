@@ -13,12 +13,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from schemas.events import JobRequested
+from schemas.events import ErasureRequested, JobRequested
+from schemas.identity import erasure_id, subject_hash
 from schemas.topics import DATA_PARTITIONS
 from streams import kafka
 from streams.kafka import Out
@@ -31,6 +33,7 @@ KEYS = 16
 POISON_SHARE = 0.01
 FORGET_SHARE = 0.002
 POISON = b'{"broken": '
+SECRET = b"what the machine hashes persons with"
 ABORTED = "aborted"
 WORDS = [
     "parcel", "late", "refund", "broken", "screen", "battery", "invoice", "address", "charge", "delivery", "colour",
@@ -42,8 +45,8 @@ WORDS = [
 ]  # fmt: skip
 
 
-def body(lane: str, name: str, random: Random) -> bytes:
-    """What a record of this lane says; enough of it is random that none is like another."""
+def body(lane: str, name: str, random: Random, person: str = "") -> bytes:
+    """What a record of this lane says, by `person`; enough of it is random that none is like another."""
     n = int(name.rsplit("-", 1)[1])
     if lane == "copy":
         return json.dumps({"key": name, "n": n, "pad": "x" * random.randrange(100)}).encode()
@@ -51,7 +54,17 @@ def body(lane: str, name: str, random: Random) -> bytes:
         said = {"inference_id": name, "metric_name": "demonstration", "value": f"answer {n}", "feedback_id": name}
         return json.dumps(said).encode()
     prompt = " ".join(random.choices(WORDS, k=12))
-    return json.dumps({"model": "m", "prompt": prompt, "completion": "yes", "record_id": name}).encode()
+    said = {"model": "m", "prompt": prompt, "completion": "yes", "record_id": name}
+    return json.dumps({**said, **({"subject_id": person} if person else {})}).encode()
+
+
+@dataclass
+class Personal:
+    """A record by `person`; `early`: it was there when they asked to be forgotten."""
+
+    person: str
+    early: bool = False
+    place: tuple[int, int] | None = None
 
 
 class Aborter:
@@ -92,6 +105,15 @@ class Feed:
         self.events = 0
         self.failed: list[str] = []
         self.flooded: set[str] = set()  # lanes that get nothing but poison for now
+        self.personal: dict[bytes, Personal] = {}  # by key: what persons said who ask to be forgotten
+
+    def say_as(self, person: str) -> None:
+        """One record for `prepare` by somebody who will ask to be forgotten, or has."""
+        with self._guard:
+            number = self._random.randrange(KEYS)
+            name = self._name("prepare", number)
+            self.personal[name.encode()] = Personal(person)
+            self._produce("prepare", number, name, body("prepare", name, self._random, person))
 
     def say(self, lane: str, *, poison: bool | None = None) -> None:
         """One record for a lane."""
@@ -118,6 +140,8 @@ class Feed:
     def _told(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self.failed.append(f"{message.topic()} {message.key()!r}: {error}")
+        elif (said := self.personal.get(message.key() or b"")) is not None:
+            said.place = (message.partition() or 0, message.offset() or 0)
 
     def _forget(self) -> None:
         """A tombstone for a feedback record of before, on its own partition."""
@@ -126,6 +150,18 @@ class Feed:
             return
         name = f"sink-{number}-{self._random.randrange(n)}"
         self._produce("sink", number, name, None)
+
+    def forget(self, person: str) -> str:
+        """Ask that a person be forgotten, with all they have said; returns the erasure's id."""
+        self.flush()
+        with self._guard:
+            for said in self.personal.values():
+                said.early |= said.person == person
+        hashed = subject_hash(SECRET, person)
+        asked = ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, subject_id=person)
+        kafka.produce(self._producer, kafka.out(asked, source="feed"), self._told)
+        self.flush()
+        return asked.erasure_id
 
     def job(self, seconds: float, poison: bool = False) -> None:
         """One job that takes the child this long."""

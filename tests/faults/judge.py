@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from schemas.events import JobEnded, ShardWritten
+from schemas.events import ErasureCompleted, JobEnded, ShardWritten
 from streams import kafka
 from streams.artifacts import ArtifactError, ArtifactStore
 from streams.clickhouse import connect, rows
@@ -30,7 +30,7 @@ FORGOTTEN_WITHIN_S = 30.0
 def _input(machine: Machine, lane: str) -> list[Record]:
     """The lane's accepted records by (partition, offset), checked against what the feed knows it said."""
     records = kafka.read_to_end(machine.bootstrap, TOPICS[lane])
-    return list(oracle.numbered(records, machine.feed.said, lane))
+    return list(oracle.numbered(records, machine.feed.said, lane, machine.feed.personal))
 
 
 def expected(record: Record) -> Expected:
@@ -53,16 +53,35 @@ def _split(records: list[Record]) -> tuple[list[Record], dict[bytes, bytes]]:
 
 
 def _prepare(machine: Machine) -> Verdict:
-    good, poison = _split(_input(machine, "prepare"))
+    inputs, personal = _input(machine, "prepare"), machine.feed.personal
+    good, poison = _split([record for record in inputs if record.value is not None])
+    places = {said.place for said in personal.values() if said.place is not None}
     accepted: dict[int, list[int]] = defaultdict(list)
-    for record in sorted(good, key=lambda one: (one.partition, one.offset)):
-        accepted[record.partition].append(record.offset)
-    shards = shards_of(machine.bootstrap)
-    verdict = oracle.prepared(accepted, shards, shard_rows(ArtifactStore(str(machine.folder / "artifacts"))))
+    for partition, offset in sorted({(record.partition, record.offset) for record in good} | places):
+        accepted[partition].append(offset)
+    store = ArtifactStore(str(machine.folder / "artifacts"))
+    verdict = oracle.prepared(accepted, shards_of(machine.bootstrap), shard_rows(store), places)
     oracle.dead_lettered(verdict, poison, kafka.read_to_end(machine.bootstrap, "dead.prepare"))
-    # Erasure while preparing: its rewritten shards are told apart here (`ShardWritten.replaces`), its fault kind
-    # stands in `plan.NOT_YET`.
+    early = {key for key, said in personal.items() if said.early}
+    verdict.merge(oracle.forgotten(machine.erasures, receipts(machine.bootstrap), early, inputs))
+    verdict.merge(_on_disk(store, {said.person for said in personal.values()}))
     return verdict
+
+
+def _on_disk(store: ArtifactStore, persons: set[str]) -> Verdict:
+    """No file of a shard, whether a committed event names it or not, holds a row of these persons."""
+    verdict = Verdict()
+    for path, _ in store.files("shards"):
+        table = pq.read_table(io.BytesIO(store.read_bytes(path)), columns=["subject_id"])
+        if theirs := persons.intersection(table["subject_id"].to_pylist()):
+            verdict.add("torn", f"{path} holds rows of {sorted(theirs)}")
+    return verdict
+
+
+def receipts(bootstrap: str) -> set[str]:
+    """The erasures that are done."""
+    said = [kafka.decode(record)[1] for record in kafka.read_to_end(bootstrap, "subjects.erasures") if record.value]
+    return {event.erasure_id for event in said if isinstance(event, ErasureCompleted)}
 
 
 def shards_of(bootstrap: str) -> list[ShardWritten]:

@@ -1,7 +1,8 @@
 """The machine: broker behind its proxy, ClickHouse, consumer processes under a supervisor, the feed, and the verdict.
 
 Lanes: `copy` (transact, two slots), `prepare` (the real step), `sink` (the real store, two slots), `work` (a long job,
-two slots with a child each). Each lane is a consumer group over one topic. Consumers reach the broker through the
+two slots with a child each). Each lane is a consumer group over one topic. Beside them, where `prepare` runs, one slot
+erases persons. Consumers reach the broker through the
 proxy alone; the feed, the oracle and whoever measures go past it.
 """
 
@@ -65,6 +66,7 @@ class Machine:
         self.supervisor = Supervisor()
         self.slots: dict[str, list[Slot]] = {}
         self.hits: Counter[str] = Counter()
+        self.erasures: list[str] = []
         self._seed = seed
         port, behind, before = free_ports(3)
         self.prepared = local_kafka.prepare(folder / "kafka", port, behind_proxy=(behind, before))
@@ -105,6 +107,9 @@ class Machine:
             self.slots[lane] = [self._consumer(lane, number) for number in range(slots[lane])]
             for slot in self.slots[lane]:
                 slot.start()
+        if {"prepare", "sink"} <= set(self.lanes):  # an erasure needs both stores
+            self.eraser = self._consumer("erase", 0)
+            self.eraser.start()
 
     def _start_clickhouse(self) -> None:
         port = self.clickhouse_url.rpartition(":")[2]
@@ -183,6 +188,14 @@ class Machine:
 
     # --- acting ---
 
+    def forget(self, person: str) -> None:
+        """Ask that a person be forgotten."""
+        self.erasures.append(self.feed.forget(person))
+
+    def erase_says(self, text: str) -> int:
+        """How often the erasing process has said this."""
+        return (self.folder / f"{self.eraser.name}.out").read_text(errors="replace").count(text)
+
     def first_end(self, lane: str, armed: str, code: int, timeout_s: float = PATIENCE_S) -> Ending:
         """Arm the lane's processes and wait for the first that ends of it with this status; then disarm the others."""
         self.ready(lane)
@@ -222,6 +235,8 @@ class Machine:
         self.feed.flush()
         for lane in self.lanes:
             until(lambda lane=lane: self._done(lane), timeout_s, f"lag 0 of {lane}", every_s=0.2)
+        asked = set(self.erasures)
+        until(lambda: asked <= judge.receipts(self.bootstrap), timeout_s, "the receipts of all erasures", every_s=2)
 
     def _done(self, lane: str) -> bool:
         try:

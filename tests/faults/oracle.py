@@ -8,13 +8,14 @@ transaction, an artifact that is missing or damaged, an order that is not the in
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from streams.kafka import Record
 
 KEPT = 20
+FILLER = b"filler/"  # what an erasure writes so that an idle partition closes its segment
 
 
 @dataclass
@@ -47,20 +48,34 @@ class Expected:
     dead: bool = False
 
 
-def numbered(records: Iterable[Record], said: Mapping[tuple[str, int], int], lane: str) -> Iterator[Record]:
+def numbered(
+    records: Iterable[Record], said: Mapping[tuple[str, int], int], lane: str, personal: Container[bytes] = ()
+) -> Iterator[Record]:
     """Pass records on; at their end raise AssertionError unless the topic holds each acknowledged one once, in order.
 
-    This is about the input itself: the broker and the feed's own idempotent producer.
+    This is about the input itself: the broker and the feed's own idempotent producer. `personal` are the keys of
+    records that may be gone, as somebody asked for it.
     """
     next_n: Counter[int] = Counter()
+
+    def pass_over(number: int, until: int) -> None:
+        while next_n[number] < until and f"{lane}-{number}-{next_n[number]}".encode() in personal:
+            next_n[number] += 1
+
     for record in records:
+        if (record.key or b"").startswith(FILLER):
+            continue
         name, number, n = (record.key or b"").decode().split("-")
         assert name == lane, f"{record.origin}: {record.key!r} was aborted, or said to another lane"
         if record.value is not None:
+            pass_over(int(number), int(n))
             assert int(n) == next_n[int(number)], f"{record.origin}: {record.key!r} after {next_n[int(number)] - 1}"
             next_n[int(number)] += 1
         yield record
-    assert next_n == Counter({key: n for (of, key), n in said.items() if of == lane and n}), f"{lane}: input is missing"
+    wanted = Counter({key: n for (of, key), n in said.items() if of == lane and n})
+    for key, n in wanted.items():
+        pass_over(key, n)
+    assert next_n == wanted, f"{lane}: input is missing"
 
 
 def copied(
@@ -148,27 +163,48 @@ class Shard(Protocol):
     first_offset: int
     last_offset: int
     dropped: dict[str, int]
+    digest: str
+    replaces: str
+    erased: int
+
+
+Place = tuple[int, int]
 
 
 def prepared(
-    accepted: Mapping[int, list[int]], shards: Iterable[Shard], rows_of: Callable[[Any], list[tuple[int, int]] | None]
+    accepted: Mapping[int, list[int]], said: Iterable[Shard], rows_of: Callable[[Any], list[Place] | None],
+    forgotten: Container[Place] = (),
 ) -> Verdict:
     """Shards account for every accepted offset once. `accepted`: offsets by partition, ascending, without poison.
 
-    `rows_of` gives the (partition, offset) of a shard's own rows, None where its file is missing or damaged.
+    `said` are the shards' events in their order; `rows_of` gives the (partition, offset) of a shard's own rows, None
+    where its file is missing or damaged. Of the `forgotten` places no row is left.
     """
     verdict = Verdict()
     by_partition: dict[int, list[Shard]] = defaultdict(list)
-    for shard in shards:
+    for shard in _as_they_stand(verdict, said):
         by_partition[shard.source_partition].append(shard)
     for partition in accepted.keys() | by_partition.keys():
-        _partition(verdict, partition, accepted.get(partition, []), by_partition[partition], rows_of)
+        _partition(verdict, partition, accepted.get(partition, []), by_partition[partition], rows_of, forgotten)
     return verdict
+
+
+def _as_they_stand(verdict: Verdict, said: Iterable[Shard]) -> Iterable[Shard]:
+    """The last word of each shard; one that is said again says what it replaces."""
+    shards: dict[str, Shard] = {}
+    for shard in said:
+        before = shards.get(shard.shard_id)
+        if before is not None and not shard.replaces:
+            verdict.add("doubled", f"shard {shard.shard_id} is said twice")
+        elif shard.replaces != (before.digest if before else ""):
+            verdict.add("torn", f"shard {shard.shard_id} replaces {shard.replaces!r}, which it was not")
+        shards[shard.shard_id] = shard
+    return shards.values()
 
 
 def _partition(
     verdict: Verdict, partition: int, offsets: list[int], shards: list[Shard],
-    rows_of: Callable[[Any], list[tuple[int, int]] | None],
+    rows_of: Callable[[Any], list[Place] | None], forgotten: Container[Place],
 ) -> None:
     covered, rest = -1, iter(offsets)
     offset = next(rest, None)
@@ -182,13 +218,15 @@ def _partition(
             else:
                 inside.append(offset)
             offset = next(rest, None)
-        _shard(verdict, shard, inside, rows_of(shard))
+        _shard(verdict, shard, inside, rows_of(shard), forgotten)
     left = [] if offset is None else [offset, *rest]
     if left:
         verdict.add("lost", f"offsets {partition}/{left[0]} and on are in no shard", len(left))
 
 
-def _shard(verdict: Verdict, shard: Shard, inside: list[int], rows: list[tuple[int, int]] | None) -> None:
+def _shard(
+    verdict: Verdict, shard: Shard, inside: list[int], rows: list[Place] | None, forgotten: Container[Place]
+) -> None:
     if rows is None:
         verdict.add("torn", f"the file of shard {shard.shard_id} is missing or damaged")
         return
@@ -197,10 +235,33 @@ def _shard(verdict: Verdict, shard: Shard, inside: list[int], rows: list[tuple[i
         verdict.add("torn", f"shard {shard.shard_id} has rows of {sorted(strangers)[:3]}", len(strangers))
     if len(rows) > len(set(rows)):
         verdict.add("doubled", f"shard {shard.shard_id} has a row twice", len(rows) - len(set(rows)))
-    difference = len(inside) - len(rows) - sum(shard.dropped.values())
+    left = [place for place in rows if place in forgotten]
+    if left:
+        verdict.add("torn", f"shard {shard.shard_id} still has rows of somebody forgotten: {left[:3]}", len(left))
+    gone = shard.erased + shard.dropped.get("erased", 0)
+    theirs = sum((shard.source_partition, offset) in forgotten for offset in inside)
+    if gone > theirs:
+        verdict.add("lost", f"shard {shard.shard_id}: {gone} rows are erased, {theirs} were to be", gone - theirs)
+    difference = len(inside) - len(rows) - sum(shard.dropped.values()) - shard.erased
     if difference:
-        what = f"shard {shard.shard_id}: {len(inside)} accepted, {len(rows)} rows, {shard.dropped} dropped"
+        what = (
+            f"shard {shard.shard_id}: {len(inside)} accepted, {len(rows)} rows, {shard.dropped} dropped, "
+            f"{shard.erased} erased"
+        )
         verdict.add("lost" if difference > 0 else "doubled", what, abs(difference))
+
+
+def forgotten(
+    erasures: Iterable[str], receipts: Iterable[str], early: Container[bytes], inputs: Iterable[Record]
+) -> Verdict:
+    """Every erasure has its receipt, and of what was there when it was asked for (`early`, keys) no value is left."""
+    verdict = Verdict()
+    for erasure in set(erasures) - set(receipts):
+        verdict.add("lost", f"{erasure} has no receipt")
+    for record in inputs:
+        if record.key in early and record.value is not None:
+            verdict.add("torn", f"{record.origin} {record.key!r} is still there after its erasure")
+    return verdict
 
 
 def landed(accepted: Mapping[tuple[int, int], Any], rows: Iterable[tuple[tuple[int, int], Any]]) -> Verdict:

@@ -43,10 +43,13 @@ def _prepare(spec: dict[str, Any], name: str, stop: threading.Event, ready: Call
     from schemas.policy import ModelPolicy
     from streams import transact
     from streams.artifacts import ArtifactStore
+    from streams.erased import Erased
     from streams.prepare.step import PrepareStep, read_committed_shards
+    from tests.faults.feed import SECRET
 
     store, bootstrap = ArtifactStore(f"{spec['folder']}/artifacts"), spec["bootstrap"]
-    step = PrepareStep({MODEL: ModelPolicy()}, store, lambda: read_committed_shards(bootstrap), _budget())
+    erased = Erased(bootstrap, SECRET, store)
+    step = PrepareStep({MODEL: ModelPolicy()}, store, lambda: read_committed_shards(bootstrap), _budget(), erased)
     ready()
     transact.run(
         bootstrap, "prepare", ["training.raw"], step, stop, transactional_id=name, linger_s=spec["linger_s"]
@@ -80,7 +83,18 @@ def _work(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callabl
     long_job.run(spec["bootstrap"], "work", "training.jobs", job, child, stop, transactional_id=name)
 
 
-LANES = {"copy": _copy, "prepare": _prepare, "sink": _sink, "work": _work}
+def _erase(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callable[[], None]) -> None:
+    from streams import long_job
+    from streams.erase.job import GROUP, TOPIC, EraseJob
+
+    told = (spec["bootstrap"], spec["clickhouse"], f"{spec['folder']}/artifacts", 3 * spec["transaction_ms"] / 1000)
+    child = long_job.WarmChild("tests.faults.erase_child", told, at_once=False)
+    ready()
+    job = EraseJob(spec["bootstrap"], {})
+    long_job.run(spec["bootstrap"], GROUP, TOPIC, job, child, stop, transactional_id=name)
+
+
+LANES = {"erase": _erase, "copy": _copy, "prepare": _prepare, "sink": _sink, "work": _work}
 
 
 def _at_pace(spec: dict[str, Any]) -> None:

@@ -69,7 +69,13 @@ class Shard:
     rows: list[tuple[int, int]] | None
     dropped: dict[str, int] = field(default_factory=dict)
     source_partition: int = 0
-    shard_id: str = "s"
+    shard_id: str = ""
+    digest: str = ""
+    replaces: str = ""
+    erased: int = 0
+
+    def __post_init__(self) -> None:
+        self.shard_id = self.shard_id or f"s{self.first_offset}"
 
 
 def rows(*offsets: int) -> list[tuple[int, int]]:
@@ -94,6 +100,31 @@ GOOD = [Shard(1, 4, rows(1, 4), {"duplicate": 1}), Shard(5, 9, rows(5, 9))]
 def test_shards_account_for_every_offset_once(shards: list[Shard], found: dict[str, int]) -> None:
     verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, shards, lambda shard: shard.rows)
     assert +verdict.counts == found, verdict.findings
+
+
+ERASED = replace(GOOD[0], digest="b", replaces="a", rows=rows(1), erased=1)
+
+
+@pytest.mark.parametrize(("shards", "found"), [
+    ([replace(GOOD[0], digest="a"), ERASED, GOOD[1]], {}),
+    ([replace(GOOD[0], rows=rows(1), dropped={"duplicate": 1, "erased": 1}), GOOD[1]], {}),
+    ([replace(GOOD[0], digest="a"), GOOD[1]], {"torn": 1}),
+    ([ERASED, GOOD[1]], {"torn": 1}),
+    ([replace(GOOD[0], digest="a"), replace(ERASED, replaces="c"), GOOD[1]], {"torn": 1}),
+    ([replace(GOOD[0], digest="a"), replace(ERASED, replaces=""), GOOD[1]], {"doubled": 1}),
+    ([replace(GOOD[0], digest="a"), replace(ERASED, rows=[], erased=1), GOOD[1]], {"lost": 1}),
+    ([replace(GOOD[0], digest="a"), replace(ERASED, rows=[], erased=2), GOOD[1]], {"lost": 1}),
+])  # fmt: skip
+def test_what_was_forgotten_is_gone_and_accounted_for(shards: list[Shard], found: dict[str, int]) -> None:
+    verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, shards, lambda shard: shard.rows, {(0, 4)})
+    assert +verdict.counts == found, verdict.findings
+
+
+def test_an_erasure_has_its_receipt_and_leaves_no_value_behind() -> None:
+    early = {b"copy-0-1"}
+    assert +oracle.forgotten(["e"], ["e"], early, [INPUTS[0], altered(INPUTS[2], value=None)]).counts == {}
+    assert +oracle.forgotten(["e"], [], early, []).counts == {"lost": 1}
+    assert +oracle.forgotten(["e"], ["e"], early, INPUTS).counts == {"torn": 1}
 
 
 @pytest.mark.parametrize(("rows", "found"), [
@@ -124,6 +155,16 @@ def test_the_input_itself_is_checked() -> None:
     for wrong in (INPUTS[:-1], INPUTS[1:], [*INPUTS, INPUTS[-1]], [altered(INPUTS[0], key=b"aborted-copy-0"), *INPUTS]):
         with pytest.raises(AssertionError):
             list(oracle.numbered(wrong, said, "copy"))
+
+
+def test_personal_records_may_be_gone_from_the_input_and_no_others() -> None:
+    said, filler = {("copy", 0): 3, ("copy", 1): 3}, record(9, b"")
+    gone = [one for one in INPUTS if one.key not in (b"copy-0-1", b"copy-1-2")]
+    fillers = [*gone, altered(filler, key=b"filler/erasure-1", value=None)]
+    assert list(oracle.numbered(fillers, said, "copy", {b"copy-0-1", b"copy-1-2"})) == gone
+    assert list(oracle.numbered(INPUTS, said, "copy", {b"copy-0-1"})) == INPUTS
+    with pytest.raises(AssertionError):
+        list(oracle.numbered(gone, said, "copy", {b"copy-0-1"}))
 
 
 def test_verdicts_add_up() -> None:
