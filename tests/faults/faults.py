@@ -157,11 +157,10 @@ def storm(machine: Machine, random: Random, lane: str) -> float:
 def long_job(machine: Machine, random: Random, lane: str) -> float:
     """A job that takes twice the poll interval."""
     seconds = 2 * machine.pace.poll_ms / 1000
-    before, began = machine.now(lane), time.monotonic()
+    began = time.monotonic()
     machine.feed.job(seconds)
     machine.feed.flush()
-    target = {lane: {0: before[lane][0] + machine.lag(lane) - 1}}
-    return max(0.0, machine.recovery(began + seconds, target))
+    return max(0.0, machine.recovery(began + seconds, {lane: machine.last(lane)}))
 
 
 def flood(machine: Machine, random: Random, lane: str) -> float:
@@ -208,7 +207,10 @@ def kill_in_a_loop(machine: Machine, random: Random, lane: str) -> float:
 
 
 def replay(machine: Machine, random: Random, lane: str) -> float:
-    """The group's offsets go back to the beginning and the sink asks no store: every row is written again."""
+    """The group's offsets go back to the beginning and the sink asks no store: every row is written again.
+
+    It has recovered when it moves on from there; the fault ends when it has caught up.
+    """
     before = machine.now(lane)
     slots = machine.running(lane)
     for slot in slots:
@@ -217,7 +219,9 @@ def replay(machine: Machine, random: Random, lane: str) -> float:
     began = time.monotonic()
     for slot in slots:
         slot.start(FAULTS_REPLAY="1")
-    return machine.recovery(began, before)
+    recovery_s = machine.recovery(began, {lane: dict.fromkeys(before[lane], 0)})
+    machine.recovery(began, before)
+    return recovery_s
 
 
 def _rewound(machine: Machine, lane: str) -> bool:

@@ -29,6 +29,7 @@ from tests.faults.steps import NUMBERS
 
 TOPICS = {"copy": NUMBERS, "prepare": "training.raw", "sink": "usage.feedback", "work": "training.jobs"}
 SHARES = {"copy": 0.7, "sink": 0.2, "prepare": 0.1}
+QUIET = {"log_level": 0}  # a broker that is killed now and then is no news
 KEYS = 16
 POISON_SHARE = 0.01
 FORGET_SHARE = 0.002
@@ -81,7 +82,7 @@ class Aborter:
         producer, self._producer = self._producer, None  # one that met an error is never used again
         self.open = True
         if producer is None:
-            producer = kafka.producer(self._bootstrap, transactional_id="feed-aborter")
+            producer = kafka.producer(self._bootstrap, transactional_id="feed-aborter", **QUIET)
             producer.init_transactions(5)
         producer.begin_transaction()
         for n in range(count):
@@ -97,7 +98,7 @@ class Feed:
     """See the module. `said` counts the records by lane and key; all of them were acknowledged after `flush`."""
 
     def __init__(self, bootstrap: str, seed: int, lanes: tuple[str, ...]) -> None:
-        self._producer = kafka.producer(bootstrap, linger_ms=20)
+        self._producer = kafka.producer(bootstrap, linger_ms=20, **QUIET)
         self._random = Random(seed)
         self._guard = threading.RLock()
         self.lanes = lanes

@@ -28,7 +28,7 @@ from schemas.topics import DATA_PARTITIONS
 from streams import kafka
 from streams.clickhouse import connect
 from streams.monitor.migrate import migrate
-from tests.faults import judge
+from tests.faults import feed, judge
 from tests.faults.feed import TOPICS, Aborter, Feed
 from tests.faults.oracle import Verdict
 from tests.faults.proxy import Proxy
@@ -148,7 +148,7 @@ class Machine:
         """What the lane's group has committed, by partition. Raises `KafkaException` while the broker is away."""
         if lane not in self._observers:
             # Uncommitted: a committed reader would be made to wait while offsets hang in an open transaction.
-            uncommitted = {"isolation.level": "read_uncommitted", "reconnect.backoff.max.ms": 200}
+            uncommitted = {"isolation.level": "read_uncommitted", "reconnect.backoff.max.ms": 200, **feed.QUIET}
             self._observers[lane] = kafka.consumer(self.bootstrap, GROUPS[lane], **uncommitted)
         places = [TopicPartition(TOPICS[lane], number) for number in range(1 if lane == "work" else DATA_PARTITIONS)]
         return {place.partition: max(place.offset, 0) for place in self._observers[lane].committed(places, timeout=5)}
@@ -178,13 +178,15 @@ class Machine:
         except KafkaException:
             return None
 
+    def last(self, lane: str) -> dict[int, int]:
+        """The last offset of each of the lane's partitions."""
+        places = [TopicPartition(TOPICS[lane], number) for number in self.offsets(lane)]
+        observer = self._observers[lane]
+        return {place.partition: observer.get_watermark_offsets(place, timeout=5)[1] - 1 for place in places}
+
     def lag(self, lane: str) -> int:
-        self.offsets(lane)  # makes the observer
-        ends = sum(
-            self._observers[lane].get_watermark_offsets(TopicPartition(TOPICS[lane], number), timeout=5)[1]
-            for number in range(1 if lane == "work" else DATA_PARTITIONS)
-        )
-        return ends - sum(self.offsets(lane).values())
+        committed = self.offsets(lane)
+        return sum(last + 1 - committed[partition] for partition, last in self.last(lane).items())
 
     # --- acting ---
 
