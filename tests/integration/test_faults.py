@@ -34,7 +34,7 @@ SEED = 20261121
 # One after the other within a lane, the lanes at the same time.
 PARTED = {
     "copy": ["kill at transact.offsets_sent", "stop in a transaction"],
-    "prepare": ["kill at artifact.renamed", "disk full"],
+    "prepare": ["kill at artifact.renamed", "erase while preparing", "disk full"],
     "sink": ["kill at land.between_tables", "flood of poison", "replay from the beginning"],
     "work": ["kill at job.produced", "job longer than its poll interval"],
 }
