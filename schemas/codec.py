@@ -65,8 +65,16 @@ def iso_time(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+@lru_cache(maxsize=64)
+def _second_ms(text: str) -> int:
+    """Unix time in ms of a second as `iso_time` writes it, without its zone."""
+    return int(datetime.fromisoformat(text + "+00:00").timestamp()) * 1000
+
+
 def _parse_time(text: str) -> int:
     try:
+        if len(text) == 24 and text[19] == "." and text[23] == "Z" and text[20:23].isdecimal():  # as we write it
+            return _second_ms(text[:19]) + int(text[20:23])
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:  # would be read in this machine's own zone
             raise ValueError("no offset")

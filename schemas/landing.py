@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
+from msgspec.structs import astuple
 
 from schemas.codec import Envelope
 from schemas.topics import TOPICS, Topic
@@ -34,14 +35,12 @@ class Column:
     nullable: bool = False
 
 
-class Landed(msgspec.Struct, frozen=True, gc=False):
+class Landed(NamedTuple):
     """One record to land: its envelope, its event and where it came from."""
 
     envelope: Envelope
-    event: msgspec.Struct
-    topic: str
-    partition: int
-    offset: int
+    event: Any
+    at: Any  # what has `topic`, `partition` and `offset`: the record
 
 
 META: tuple[Column, ...] = (
@@ -130,19 +129,19 @@ def _shape(event: type[msgspec.Struct]) -> tuple[list[Column], pa.Schema]:
     return _columns_cache[event]
 
 
-def _field(structs: Sequence[msgspec.Struct], name: str) -> list[Any]:
+def _field(structs: Sequence[Any], name: str) -> list[Any]:
     return list(map(attrgetter(name), structs))  # a loop in C: this runs for every field of every record
 
 
 def arrow_table(event: type[msgspec.Struct], rows: Sequence[Landed]) -> pa.Table:
     """Rows of one event as an Arrow table in the landing table's column order (without `_landed_at`)."""
     own, schema = _shape(event)
-    events, envelopes = [row.event for row in rows], [row.envelope for row in rows]
-    data: list[Any] = []
-    for column in own:
-        values = _field(events, column.name)
-        data.append([_json.encode(value).decode() for value in values] if column.as_json else values)
+    envelopes, events, places = zip(*rows, strict=True)
+    data: list[Any] = list(zip(*map(astuple, events), strict=True))
+    for number, column in enumerate(own):
+        if column.as_json:
+            data[number] = [_json.encode(value).decode() for value in data[number]]
     data += [_field(envelopes, name) for name in _ENVELOPE_FIELDS]
-    data += [_field(rows, name) for name in ("topic", "partition", "offset")]
+    data += [_field(places, name) for name in ("topic", "partition", "offset")]
     arrays = [pa.array(values, type=field.type) for values, field in zip(data, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -32,9 +32,12 @@ class Budget:
 
     def count(self, refused: bool) -> None:
         """Count one record. Raises `PoisonedError` where a bound is passed."""
+        if not refused and not self._refused:  # as a rule; this runs for every record
+            self._recent.append(False)
+            return
         self._run = self._run + 1 if refused else 0
         full = len(self._recent) == self._recent.maxlen
-        self._refused += refused - (self._recent[0] if full else 0)  # counted, not summed: this runs for every record
+        self._refused += refused - (self._recent[0] if full else 0)  # counted, not summed
         self._recent.append(refused)
         full = len(self._recent) == self._recent.maxlen
         if self._run > self._max_run or (full and self._refused > self._max_share * len(self._recent)):

@@ -28,6 +28,9 @@ class Suppression(Protocol):
     def refresh(self) -> None:
         """Learn of the requests made meanwhile; called once per batch."""
 
+    def anybody(self) -> bool:
+        """Whether anybody was forgotten at all: where not, nobody need be asked about."""
+
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         """Whether this subject, or the subject of this inference, was forgotten."""
 
@@ -36,6 +39,9 @@ class Nobody:
     """Suppresses nothing."""
 
     def refresh(self) -> None: ...
+
+    def anybody(self) -> bool:
+        return False
 
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         return False
@@ -72,6 +78,9 @@ class Erased:
         self._hashes.add(event.subject_hash)
         if isinstance(event, ErasureRequested) and event.inferences:
             self._inferences.update(read_inferences(self._store, event.inferences))
+
+    def anybody(self) -> bool:
+        return bool(self._hashes)
 
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         if not self._hashes:

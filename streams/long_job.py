@@ -225,7 +225,7 @@ def run(
                 held = {record.origin: outs}
                 writer, _ = transaction.start_over(client, bootstrap, transactional_id)
                 continue
-            metrics.batch_done(records, outs, time.monotonic() - began)
+            metrics.batch_done(metrics.by_topic(records), outs, time.monotonic() - began)
     finally:
         unwatch()
         reporter.flush(5)

@@ -185,11 +185,16 @@ def listen(process: str, host: str, port: int) -> bool:
     return True
 
 
-def batch_done(batch: Sequence[Record], outs: Sequence[Out], seconds: float) -> None:
-    """Count a batch whose offsets are committed, and what it made."""
-    for topic, n in Tally(map(_topic, batch)).items():
+def by_topic(records: Sequence[Record]) -> Tally[str]:
+    """How many of these records came from each topic."""
+    return Tally(map(_topic, records))
+
+
+def batch_done(counts: Tally[str], outs: Sequence[Out], seconds: float) -> None:
+    """Count a batch whose offsets are committed (`by_topic` of its records), and what it made."""
+    for topic, n in counts.items():
         CONSUMED.labels(topic).inc(n)
-    _rate.add(len(batch))
+    _rate.add(counts.total())
     _last_record.touch()
     BATCH_SECONDS.observe(seconds)
     produced(outs)

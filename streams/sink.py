@@ -2,6 +2,10 @@
 
 Commit order, and why: rows first, offsets last. A crash in between writes the same rows again, and the store
 collapses them; on assignment the loop asks the store how far it came, so that it rarely has to.
+
+While the store writes one batch the next is read, never more: batches are written in their order, and the offsets of
+one are committed when it is written. Records are read by the piece as they come, while they lie in the processor's
+cache: gathered first and read then, they take twice the time.
 """
 
 from __future__ import annotations
@@ -9,13 +13,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Protocol
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streams import failpoints, kafka, metrics
 from streams.kafka import Record
-from streams.transact import gather
 from streams.watchdog import Membership
 
 log = logging.getLogger(__name__)
@@ -27,8 +33,11 @@ class Store(Protocol):
     def resume_at(self, topic: str, partition: int) -> int | None:
         """An offset before which all is stored, or None if none is known."""
 
-    def write(self, batch: list[Record]) -> None:
-        """Store these records durably. Called again with the same records after a crash."""
+    def read(self, records: list[Record]) -> Any:
+        """What is to be written of some records of a batch. `write` may be at the batch before, in another thread."""
+
+    def write(self, pieces: list[Any]) -> None:
+        """Store durably what `read` made of a batch, in this order. Called again with the same after a crash."""
 
 
 def run(
@@ -44,35 +53,89 @@ def run(
 ) -> None:
     """Write `topics` into `store` until `stop`. `instance` names this place in the group, see `kafka.consumer`."""
     client = kafka.consumer(bootstrap, group, instance)
+    writing = _Writing(client, store)
 
     def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        writing.settle()
         resumed = [_resumed(consumer, store, place) for place in partitions]
         consumer.assign(resumed)
         # What the store had already is not read again, so nothing else would ever move these offsets.
         _commit(consumer, [place for place in resumed if place.offset > 0])
 
-    client.subscribe(topics, on_assign=on_assign)
+    client.subscribe(topics, on_assign=on_assign, on_revoke=lambda *_: writing.settle())
     watched, member = metrics.Watched(client), Membership(client, bootstrap, group)
-    batch: list[Record] = []
     idle_at: set[tuple[str, int, int]] = set()
     try:
         while not stop.is_set():
-            gather(client, batch, batch_records, linger_s, stop)
+            batch = _gathered(client, store, batch_records, linger_s, stop)
             watched.came_round()
             member.check()
-            if not batch:
+            writing.settle()
+            if batch.pieces:
+                failpoints.hit("sink.gathered")
+                writing.begin(batch)
+            else:
                 idle_at = kafka.commit_idle(client, idle_at)
-                continue
-            began = time.monotonic()
-            failpoints.hit("sink.gathered")
-            store.write(batch)
-            failpoints.hit("sink.written")
-            _commit(client, kafka.positions(client))
-            failpoints.hit("sink.committed")
-            metrics.batch_done(batch, [], time.monotonic() - began)
+        writing.settle()
     finally:
+        writing.close()
         watched.close()
         client.close()
+
+
+@dataclass
+class _Batch:
+    """What the store made of some records, how many there were by topic, and where their partitions go on."""
+
+    pieces: list[Any] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    places: list[TopicPartition] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+
+def _gathered(client: Consumer, store: Store, batch_records: int, linger_s: float, stop: threading.Event) -> _Batch:
+    """Read records until there are enough or `linger_s` has passed since the first; none where none came."""
+    batch, wait_s = _Batch(), 0.2
+    while not stop.is_set():
+        records = kafka.messages_of(client.consume(min(batch_records, kafka.CONSUME_RECORDS), timeout=wait_s))
+        if records:
+            if not batch.pieces:
+                batch.began = time.monotonic()
+            batch.pieces.append(store.read(records))
+            batch.counts.update(metrics.by_topic(records))
+        left_s = batch.began + linger_s - time.monotonic()
+        if not batch.pieces or left_s <= 0 or batch.counts.total() >= batch_records:
+            break
+        wait_s = min(left_s, 0.2)
+    batch.places = kafka.positions(client)
+    return batch
+
+
+class _Writing:
+    """The batch that the store is at; its positions are committed once it is written."""
+
+    def __init__(self, client: Consumer, store: Store) -> None:
+        self._client, self._store = client, store
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sink-write")
+        self._at: tuple[Future[None], _Batch] | None = None
+
+    def begin(self, batch: _Batch) -> None:
+        """Have a batch written; only after `settle`."""
+        self._at = self._writer.submit(self._store.write, batch.pieces), batch
+
+    def settle(self) -> None:
+        """Wait for what is being written and commit its offsets. Raises what `write` raised."""
+        if self._at is None:
+            return
+        (written, batch), self._at = self._at, None
+        written.result()
+        failpoints.hit("sink.written")
+        _commit(self._client, batch.places)
+        failpoints.hit("sink.committed")
+        metrics.batch_done(batch.counts, [], time.monotonic() - batch.began)
+
+    def close(self) -> None:
+        self._writer.shutdown()
 
 
 def _commit(client: Consumer, places: list[TopicPartition]) -> None:

@@ -105,5 +105,5 @@ def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record])
     failpoints.hit("transact.handled")
     if not transaction.commit(client, writer, outs, "transact"):
         return False
-    metrics.batch_done(batch, outs, time.monotonic() - began)
+    metrics.batch_done(metrics.by_topic(batch), outs, time.monotonic() - began)
     return True

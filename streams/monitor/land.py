@@ -7,8 +7,7 @@ batch counts as written. A tombstone deletes the row of its key.
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -27,14 +26,20 @@ from streams.kafka import Out, Record
 
 GROUP = "monitor"
 LANDED_TOPICS = [topic.name for topic in TOPICS]
-PART_RECORDS = 5_000
-CACHED_RECORDS = 500  # decoded, these still lie in the processor's cache when their columns are made
 # The columns that hold the key of a record with a person's words.
 _KEY_COLUMNS = {
     "training.raw": ("record_id", "ce_id"),
     "usage.inferences": ("inference_id",),
     "usage.feedback": ("feedback_id", "ce_id"),
 }
+
+
+class Rows(NamedTuple):
+    """What some records come to: those that delete, rows by landing table, dead letters."""
+
+    deletions: list[Record]
+    tables: dict[str, pa.Table]
+    letters: list[Out]
 
 
 class ClickHouseStore:
@@ -46,7 +51,6 @@ class ClickHouseStore:
         """`producer` takes dead letters, and deletions of what came late of somebody who was forgotten."""
         self._client, self._producer = client, producer
         self._budget, self._erased = budget or Budget(), erased or Nobody()
-        self._inserter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="insert")
 
     def resume_at(self, topic: str, partition: int) -> int | None:
         tables = tables_of(BY_NAME[topic])
@@ -60,43 +64,35 @@ class ClickHouseStore:
         )[0]
         return found["last"] + 1 if found["n"] else None
 
-    def write(self, batch: list[Record]) -> None:
-        """Deletions first, then rows in parts and in order: while ClickHouse takes one in, the next is decoded."""
+    def read(self, records: list[Record]) -> Rows:
+        """Rows by landing table; the dead letters among the records are on their way."""
         self._erased.refresh()
-        # After a crash in between, the rows' offsets would hide the deletions behind them.
-        deletions = [record for record in batch if record.value is None and record.topic in _KEY_COLUMNS]
-        self._forget(deletions)
-        inserting: Future[None] | None = None
-        try:
-            for begin in range(0, len(batch), PART_RECORDS):
-                tables = self._tables(batch[begin : begin + PART_RECORDS], deletions)
-                if inserting is not None:
-                    inserting.result()
-                inserting = self._inserter.submit(self._insert, tables)
-        finally:
-            if inserting is not None:
-                inserting.result()
-
-    def _tables(self, part: list[Record], deletions: list[Record]) -> dict[str, pa.Table]:
-        """The rows of these records by landing table; returns once the dead letters among them are delivered.
-
-        Before the rows: `resume_at` takes a row for proof that what came before it was dealt with.
-        """
-        made: dict[str, list[pa.Table]] = defaultdict(list)
         letters: list[Out] = []
-        for begin in range(0, len(part), CACHED_RECORDS):
-            for event, landed in self._decoded(part[begin : begin + CACHED_RECORDS], letters).items():
-                kept = _not_deleted(landed, deletions)
-                if kept:
-                    made[table_name(event)].append(arrow_table(event, kept))
+        landed = self._admitted(self._decoded(records, letters))
+        tables = {table_name(event): arrow_table(event, rows) for event, rows in landed.items() if rows}
+        deletions = [record for record in records if record.value is None and record.topic in _KEY_COLUMNS]
+        return Rows(deletions, tables, letters)
+
+    def write(self, pieces: list[Rows]) -> None:
+        """Dead letters, deletions, rows.
+
+        `resume_at` takes a row for proof that what came before it was dealt with; after a crash in between, the rows'
+        offsets would hide what is behind them.
+        """
         if self._producer.flush(30):
             raise TimeoutError("dead letters were not acknowledged within 30 s")
-        metrics.produced(letters)
+        metrics.produced([letter for piece in pieces for letter in piece.letters])
         failpoints.hit("land.dead_letters_flushed")
-        return {name: pa.concat_tables(tables) for name, tables in made.items()}
+        deletions = [record for piece in pieces for record in piece.deletions]
+        self._forget(deletions)
+        for name in dict.fromkeys(name for piece in pieces for name in piece.tables):
+            table = pa.concat_tables(piece.tables[name] for piece in pieces if name in piece.tables)
+            # In one piece: each small one would be a block of its own on the wire and in ClickHouse.
+            self._client.insert_arrow(f"{DATABASE}.{name}", _not_deleted(name, table, deletions).combine_chunks())
+            failpoints.hit("land.between_tables")
 
     def _decoded(self, records: list[Record], letters: list[Out]) -> dict[type[msgspec.Struct], list[Landed]]:
-        """What decodes and is to be landed, by event; what does not goes to the dead letters, and into `letters`."""
+        """What decodes, by event; what does not goes to the dead letters, and into `letters`."""
         by_event: dict[type[msgspec.Struct], list[Landed]] = defaultdict(list)
         for record in records:
             if record.value is None:
@@ -109,25 +105,24 @@ class ClickHouseStore:
                 kafka.produce(self._producer, letters[-1])
                 continue
             self._budget.count(refused=False)
-            event = self._admitted(record, event)
-            if event is not None:
-                by_event[type(event)].append(Landed(envelope, event, record.topic, record.partition, record.offset))
+            by_event[type(event)].append(Landed(envelope, event, record))
         return by_event
 
-    def _insert(self, tables: dict[str, pa.Table]) -> None:
-        for name, table in tables.items():
-            self._client.insert_arrow(f"{DATABASE}.{name}", table)
-            failpoints.hit("land.between_tables")
-
-    def _admitted(self, record: Record, event: Any) -> Any | None:
+    def _admitted(self, by_event: dict[type[msgspec.Struct], list[Landed]]) -> dict[type[msgspec.Struct], list[Landed]]:
         """What is landed: of a forgotten subject nothing, and the topic loses it too; of a request, not whose it is."""
-        if isinstance(event, ErasureRequested):
-            return msgspec.structs.replace(event, subject_id="")
-        if not self._erased.covers(getattr(event, "subject_id", ""), getattr(event, "inference_id", "")):
-            return event
-        if record.topic != "training.raw":  # there, `prepare` does it in its transaction
-            kafka.produce(self._producer, Out(record.topic, record.key or b"", None, [], record.partition))
-        return None
+        if requests := by_event.get(ErasureRequested):
+            nameless = [msgspec.structs.replace(row.event, subject_id="") for row in requests]
+            by_event[ErasureRequested] = [row._replace(event=one) for row, one in zip(requests, nameless, strict=True)]
+        if not self._erased.anybody():
+            return by_event
+        return {event: [row for row in rows if self._kept(row)] for event, rows in by_event.items()}
+
+    def _kept(self, row: Landed) -> bool:
+        if not self._erased.covers(getattr(row.event, "subject_id", ""), getattr(row.event, "inference_id", "")):
+            return True
+        if row.at.topic != "training.raw":  # there, `prepare` does it in its transaction
+            kafka.produce(self._producer, Out(row.at.topic, row.at.key or b"", None, [], row.at.partition))
+        return False
 
     def _forget(self, deletions: list[Record]) -> None:
         """Delete every row of the keys, except what a key's own partition said after its deletion.
@@ -152,17 +147,20 @@ def _key(record: Record) -> str:
     return (record.key or b"").decode(errors="replace")
 
 
-def _not_deleted(landed: list[Landed], deletions: list[Record]) -> list[Landed]:
-    """What `_forget` asks of stored rows, of those that stand in the same batch."""
-    if not deletions:
-        return landed
-    by_key: dict[tuple[str, str], list[Record]] = defaultdict(list)
+def _not_deleted(name: str, table: pa.Table, deletions: list[Record]) -> pa.Table:
+    """What `_forget` asks of stored rows, of those that came in the same batch."""
+    by_key: dict[str, list[Record]] = defaultdict(list)
     for deletion in deletions:
-        by_key[deletion.topic, _key(deletion)].append(deletion)
+        if name == tables_of(BY_NAME[deletion.topic])[0]:
+            by_key[_key(deletion)].append(deletion)
+    if not by_key:
+        return table
+    topic = next(iter(by_key.values()))[0].topic
+    columns = [table[column].to_pylist() for column in _KEY_COLUMNS[topic]]
+    places = zip(table["_partition"].to_pylist(), table["_offset"].to_pylist(), *columns, strict=True)
 
-    def gone(row: Landed) -> bool:
-        keys = {row.envelope.id if c == "ce_id" else getattr(row.event, c) for c in _KEY_COLUMNS.get(row.topic, ())}
-        said_before = (one for key in keys for one in by_key.get((row.topic, key), ()))
-        return any(one.partition != row.partition or row.offset <= one.offset for one in said_before)
+    def gone(partition: int, offset: int, *keys: str) -> bool:
+        said_before = (one for key in keys for one in by_key.get(key, ()))
+        return any(one.partition != partition or offset <= one.offset for one in said_before)
 
-    return [row for row in landed if not gone(row)]
+    return table.filter(pa.array([not gone(*place) for place in places], pa.bool_()))

@@ -19,7 +19,7 @@ from schemas.landing import DATABASE, Landed, arrow_table, table_name
 from streams import kafka, sink
 from streams.clickhouse import connect, rows
 from streams.kafka import Record
-from streams.monitor.land import ClickHouseStore
+from streams.monitor.land import ClickHouseStore, Rows
 from tests.bench.measure import Figure, Parts, Timed, clock, note, ratio
 from tests.bench.reading import fill, read, typed
 from tests.broker import Mark, fresh, group_from, since
@@ -40,11 +40,11 @@ class Counted(ClickHouseStore):
         self.begun = self.begun or time.perf_counter()
         return None
 
-    def write(self, batch: list[Record]) -> None:
-        super().write(batch)
-        self.left -= len(batch)
+    def read(self, records: list[Record]) -> Rows:
+        self.left -= len(records)
         if self.left <= 0:
-            self.stop.set()
+            self.stop.set()  # the loop writes and commits what it has in hand before it ends
+        return super().read(records)
 
 
 def land(parts: Parts, start: Mark, count: int) -> Timed:
@@ -74,7 +74,7 @@ def tables_of(start: Mark, parts: Parts) -> pa.Table:
     landed = []
     for record in since(parts.bootstrap, TOPIC, start):
         envelope, event = kafka.decode(record)
-        landed.append(Landed(envelope, event, record.topic, record.partition, record.offset))
+        landed.append(Landed(envelope, event, record))
     return arrow_table(InferenceServed, landed)
 
 

@@ -109,8 +109,8 @@ def test_a_crash_between_insert_and_commit_doubles_nothing(bench) -> None:
     bench.publish_one_of_each()
 
     class CrashAfter(ClickHouseStore):
-        def write(self, batch: list[Record]) -> None:
-            super().write(batch)
+        def write(self, pieces: list[land.Rows]) -> None:
+            super().write(pieces)
             raise ConnectionError("gone after the insert")
 
     crashing = CrashAfter(connect(bench.url), kafka.producer(bench.bootstrap))
@@ -128,8 +128,8 @@ from streams.clickhouse import connect
 from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
 
 class Killed(ClickHouseStore):
-    def write(self, batch):
-        super().write(batch)
+    def write(self, pieces):
+        super().write(pieces)
         os.kill(os.getpid(), signal.SIGKILL)
 
 kafka.SESSION_TIMEOUT_MS = 2_000
@@ -157,9 +157,11 @@ def test_a_crash_between_two_tables_of_a_topic_loses_nothing(bench, topic) -> No
     bench.publish(*(example(event, bench.model) for event in (first, second, first)))
 
     class HalfWay(ClickHouseStore):
-        def write(self, batch: list[Record]) -> None:
-            later = [record for record in batch if kafka.decode(record)[0].type == first.__name__]
-            super().write(later)
+        def read(self, records: list[Record]) -> land.Rows:
+            return super().read([record for record in records if kafka.decode(record)[0].type == first.__name__])
+
+        def write(self, pieces: list[land.Rows]) -> None:
+            super().write(pieces)
             raise ConnectionError("gone between two inserts")
 
     with Running(bench.loop(HalfWay(connect(bench.url), kafka.producer(bench.bootstrap)), [topic.name])) as running:
@@ -168,27 +170,49 @@ def test_a_crash_between_two_tables_of_a_topic_loses_nothing(bench, topic) -> No
     assert (bench.count(first), bench.count(second)) == (2, 1)
 
 
-def test_parts_of_a_batch_land_in_order_and_one_that_fails_ends_it(bench, monkeypatch) -> None:
-    """What stands is a beginning of the batch: `resume_at` takes the last row for proof of all before it."""
-    monkeypatch.setattr(land, "PART_RECORDS", 2)
+def test_batches_land_in_order_and_one_that_fails_ends_it(bench) -> None:
+    """What stands is a beginning of what was said: `resume_at` takes the last row for proof of all before it."""
     topic, said = "usage.inferences", [example(e.InferenceServed, bench.model) for _ in range(7)]
     publish(bench.bootstrap, [kafka.out(one, source=bench.source, partition=2) for one in said])
 
     class RefusedOnce(ClickHouseStore):
-        parts = 0
+        batches, reading = 0, 0
 
-        def _insert(self, tables: dict[str, Any]) -> None:
-            self.parts += 1
-            if self.parts == 2:
+        def read(self, records: list[Record]) -> land.Rows:
+            self.reading += 1
+            return super().read(records)
+
+        def write(self, pieces: list[land.Rows]) -> None:
+            self.batches += 1
+            if self.batches == 2:
+                until(lambda: self.reading == 3, what="the next batch read meanwhile")
                 raise ConnectionError("no ClickHouse just now")
-            super()._insert(tables)
+            super().write(pieces)
 
     refused = RefusedOnce(connect(bench.url), kafka.producer(bench.bootstrap))
-    with Running(bench.loop(refused, [topic])) as running:
+    loop = lambda stop: sink.run(bench.bootstrap, bench.group, [topic], refused, stop, batch_records=2)  # noqa: E731
+    with Running(loop) as running:
         assert isinstance(running.ended(), ConnectionError)
-    assert refused.parts == 2 and bench.count(e.InferenceServed) == 2 and not bench.done([topic])
+    assert (refused.batches, refused.reading) == (2, 3), "never more than one batch ahead"
+    assert bench.count(e.InferenceServed) == 2 and not bench.done([topic])
     bench.land([topic])
     assert bench.count(e.InferenceServed) == 7
+
+
+def test_a_batch_that_is_being_written_is_committed_before_its_partitions_go(bench) -> None:
+    topic, begun = "usage.inferences", threading.Event()
+    publish(bench.bootstrap, [kafka.out(example(e.InferenceServed, bench.model), source=bench.source, partition=2)])
+
+    class Slow(ClickHouseStore):
+        def write(self, pieces: list[land.Rows]) -> None:
+            begun.set()
+            time.sleep(1.0)
+            super().write(pieces)
+
+    slow = Slow(connect(bench.url), kafka.producer(bench.bootstrap))
+    with Running(bench.loop(slow, [topic])) as running:
+        running.until(begun.is_set, what="the write")
+    assert bench.done([topic]) and bench.count(e.InferenceServed) == 1
 
 
 def test_it_resumes_behind_what_is_stored(bench) -> None:
@@ -200,9 +224,9 @@ def test_it_resumes_behind_what_is_stored(bench) -> None:
     seen: list[int] = []
 
     class Watched(ClickHouseStore):
-        def write(self, batch: list[Record]) -> None:
-            seen.extend(record.offset for record in batch)
-            super().write(batch)
+        def read(self, records: list[Record]) -> land.Rows:
+            seen.extend(record.offset for record in records)
+            return super().read(records)
 
     rewound = group_from(bench.bootstrap, {(topic, 0): 0})
     bench.publish(example(e.DriftDetected, bench.model))

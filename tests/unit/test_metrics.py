@@ -74,7 +74,7 @@ def test_a_batch_is_counted_by_topic_with_what_it_made() -> None:
     one, two, target = fresh("one"), fresh("two"), fresh("target")
     batches = value("tuneloop_batch_seconds_count")
     batch = [*records(one, 3), *records(two, 2)]
-    metrics.batch_done(batch, [Out(target, b"k", b"v")] * 4, 0.25)
+    metrics.batch_done(metrics.by_topic(batch), [Out(target, b"k", b"v")] * 4, 0.25)
     assert value("tuneloop_records_consumed_total", topic=one) == 3
     assert value("tuneloop_records_consumed_total", topic=two) == 2
     assert value("tuneloop_records_produced_total", topic=target) == 4
@@ -115,7 +115,7 @@ def calls_for(n: int, monkeypatch: pytest.MonkeyPatch) -> int:
         for kind, names in ((Counter, ("inc", "labels")), (Histogram, ("observe",)), (Rate, ("add",))):
             for name in names:
                 patch.setattr(kind, name, counted(getattr(kind, name)))
-        metrics.batch_done(records("one", n), [Out("two", b"k", b"v")] * n, 0.1)
+        metrics.batch_done(metrics.by_topic(records("one", n)), [Out("two", b"k", b"v")] * n, 0.1)
     return calls
 
 
@@ -128,7 +128,7 @@ def test_the_hot_path_costs_per_batch_not_per_record(monkeypatch: pytest.MonkeyP
 
 def _seconds(batch: list[Record], outs: list[Out]) -> float:
     began = time.perf_counter()
-    metrics.batch_done(batch, outs, 0.1)
+    metrics.batch_done(metrics.by_topic(batch), outs, 0.1)
     return time.perf_counter() - began
 
 
