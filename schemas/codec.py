@@ -145,12 +145,10 @@ def decode(
         event = decode_body(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ContractError(f"{kind}: {error}") from error
-    identity = given.get("ce_id")
-    if not identity:
-        identity = f"{topic}/{partition}/{offset}"
     if not given:  # the usual record of an application
-        return Envelope(identity, kind, "", timestamp_ms), event
-    return _envelope(kind, _text(identity, "ce_id"), given, timestamp_ms), event
+        return Envelope(f"{topic}/{partition}/{offset}", kind, "", timestamp_ms), event
+    identity = given.get("ce_id") or f"{topic}/{partition}/{offset}".encode()
+    return _envelope(kind, identity, given, timestamp_ms), event
 
 
 def body_decoder(kind: str) -> Callable[[bytes], Any]:
@@ -168,20 +166,32 @@ def _route(topic: str, raw: Any) -> tuple[str, Callable[[bytes], Any]]:
     return kind, decoder.decode
 
 
-def _envelope(kind: str, identity: str, given: Mapping[str, Any], timestamp_ms: int) -> Envelope:
-    time, source = given.get("ce_time"), given.get("ce_source")
-    subject, traceparent = given.get("ce_subject"), given.get("ce_traceparent")
-    correlation, causation = given.get("ce_correlationid"), given.get("ce_causationid")
-    return Envelope(
-        identity,
-        kind,
-        _source(source) if source else "",
-        _parse_time(_text(time, "ce_time")) if time else timestamp_ms,
-        _text(subject, "ce_subject") if subject else "",
-        _text(correlation, "ce_correlationid") if correlation else "",
-        _text(causation, "ce_causationid") if causation else "",
-        _text(traceparent, "ce_traceparent") if traceparent else "",
-    )
+def _envelope(kind: str, identity: Any, given: Mapping[str, Any], timestamp_ms: int) -> Envelope:
+    get = given.get
+    time, source, subject = get("ce_time"), get("ce_source"), get("ce_subject")
+    correlation, causation, traceparent = get("ce_correlationid"), get("ce_causationid"), get("ce_traceparent")
+    try:
+        return Envelope(
+            identity.decode(),
+            kind,
+            _source(source) if source else "",
+            _parse_time(time.decode()) if time else timestamp_ms,
+            subject.decode() if subject else "",
+            correlation.decode() if correlation else "",
+            causation.decode() if causation else "",
+            traceparent.decode() if traceparent else "",
+        )
+    except (AttributeError, UnicodeDecodeError):  # not the bytes of a text: say which, or take what can be taken
+        return Envelope(
+            _text(identity, "ce_id"),
+            kind,
+            _source(source),
+            _parse_time(_text(time, "ce_time")) if time else timestamp_ms,
+            _text(subject, "ce_subject"),
+            _text(correlation, "ce_correlationid"),
+            _text(causation, "ce_causationid"),
+            _text(traceparent, "ce_traceparent"),
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -33,6 +33,7 @@ class Topic:
     personal: bool = False
     headerless: bool = False
     transactional: bool = False
+    max_bytes: int = 0  # of one record; 0 = what the broker takes (1 MiB by default)
 
     def config(self) -> dict[str, str]:
         """Broker-side settings of this topic."""
@@ -41,10 +42,15 @@ class Topic:
         if self.personal:
             # A tombstone must reach the disk within a day, however quiet the partition is.
             config |= {"max.compaction.lag.ms": str(DAY_MS), "segment.ms": str(DAY_MS)}
+        if self.max_bytes:
+            config["max.message.bytes"] = str(self.max_bytes)
         return config
 
 
 DATA_PARTITIONS = 4
+# The largest record that a broker takes, with what a dead letter says besides: a consumer could never get past one
+# whose letter is refused.
+DEAD_LETTER_BYTES = 2 * 1024 * 1024
 
 TOPICS: tuple[Topic, ...] = (
     Topic(
@@ -118,7 +124,7 @@ def dead_letters(group: str) -> Topic:
         raise ValueError(f"no consumer group {group!r}; known: {', '.join(CONSUMER_GROUPS)}")
     return Topic(
         f"dead.{group}", (), "origin (topic/partition/offset)", "key", (group,), ("tuneloop dlq",),
-        cleanup="compact", personal=True,
+        cleanup="compact", personal=True, max_bytes=DEAD_LETTER_BYTES,
     )
 
 

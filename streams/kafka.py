@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
-from schemas.topics import all_topics
+from schemas.topics import DEAD_LETTER_BYTES, all_topics
 
 log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75
@@ -118,6 +118,7 @@ def producer(
     settings: dict[str, Any] = {
         "bootstrap.servers": bootstrap, "enable.idempotence": True, "partitioner": PARTITIONER,
         "linger.ms": linger_ms, "compression.type": "lz4", "reconnect.backoff.max.ms": RECONNECT_MS,
+        "message.max.bytes": DEAD_LETTER_BYTES,  # what a topic refuses the broker says
     }
     if transactional_id:
         settings |= {"transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}

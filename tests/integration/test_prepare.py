@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -40,13 +41,13 @@ class Bench:
         self.store = ArtifactStore(str(folder))
         self.start: Mark = mark(bootstrap, RAW, SHARDS, DEAD)
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
 
-    def submit(self, *bodies: bytes | dict[str, Any], partition: int = PARTITION) -> None:
+    def submit(self, *bodies: bytes | dict[str, Any], partition: int = PARTITION, **settings: int) -> None:
+        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 0, **settings})
         for body in bodies:
             value = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
-            self._producer.produce(RAW, value, key=fresh("record").encode(), partition=partition)
-        assert self._producer.flush(20) == 0
+            producer.produce(RAW, value, key=fresh("record").encode(), partition=partition)
+        assert producer.flush(20) == 0
 
     def shards(self) -> list[ShardWritten]:
         return [shard for shard in read_committed_shards(self.bootstrap) if shard.model == self.model]
@@ -141,6 +142,15 @@ def test_an_unknown_model_and_broken_json_become_dead_letters(bench) -> None:
     letters = {letter.value: dict(letter.headers)["__connect.errors.exception.message"] for letter in bench.dead()}
     assert letters.keys() == {broken, stranger, mistyped}
     assert b"'nobody'" in letters[stranger] and b"$.prompt" in letters[mistyped]
+
+
+def test_the_largest_broken_record_that_a_broker_takes_has_room_in_the_dead_letters(bench) -> None:
+    """Refused, its letter would have the batch done again for ever."""
+    broken = b"{" + os.urandom(1_048_300)  # the broker takes batches of 1,048,588 bytes
+    bench.submit(broken, question(1), **{"message.max.bytes": 2_000_000})
+    (shard,) = bench.prepared()
+    (letter,) = bench.dead()
+    assert shard.rows == 1 and letter.value == broken
 
 
 def test_a_tombstone_makes_neither_row_nor_letter(bench) -> None:
