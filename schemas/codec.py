@@ -19,7 +19,6 @@ from schemas.identity import uuid7_hex
 from schemas.topics import BY_NAME, TOPIC_OF
 
 Headers = list[tuple[str, bytes]]
-_NO_HEADERS: dict[str, Any] = {}
 
 
 class ContractError(ValueError):
@@ -139,13 +138,13 @@ def decode(
     timestamp_ms: int,
 ) -> tuple[Envelope, Any]:
     """Envelope and typed event of one record (not a tombstone). Raises `ContractError`, nothing else."""
-    given = dict(headers) if headers else _NO_HEADERS
-    kind, decode_body = _route(topic, given.get("ce_type"))
+    given = dict(headers) if headers else None
+    kind, decode_body = _route(topic, given.get("ce_type")) if given else _plain(topic)
     try:
         event = decode_body(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ContractError(f"{kind}: {error}") from error
-    if not given:  # the usual record of an application
+    if given is None:  # the usual record of an application
         return Envelope(f"{topic}/{partition}/{offset}", kind, "", timestamp_ms), event
     identity = given.get("ce_id") or f"{topic}/{partition}/{offset}".encode()
     return _envelope(kind, identity, given, timestamp_ms), event
@@ -154,6 +153,12 @@ def decode(
 def body_decoder(kind: str) -> Callable[[bytes], Any]:
     """What makes a typed event of a record's value alone. It raises `msgspec.DecodeError` where that breaks."""
     return _decoders[kind].decode
+
+
+@lru_cache(maxsize=1024)
+def _plain(topic: str) -> tuple[str, Callable[[bytes], Any]]:
+    """`_route` of a record without headers."""
+    return _route(topic, None)
 
 
 @lru_cache(maxsize=1024)

@@ -152,8 +152,11 @@ def messages_of(batch: list[Message]) -> list[Record]:
     records = []
     for message in batch:
         error = message.error()
-        if error is None:
-            records.append(record_of(message))
+        if error is None:  # `record_of`, without the call
+            records.append(Record(
+                message.topic(), message.partition(), message.offset(), message.timestamp()[1],  # type: ignore[arg-type]
+                message.key(), message.value(), message.headers() or [],  # type: ignore[arg-type]
+            ))  # fmt: skip
         elif error.code() not in (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
             raise KafkaException(error)
     return records
