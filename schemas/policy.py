@@ -43,6 +43,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     # how it is prepared
     phone_regions: list[str] = []
     max_rows_per_subject: int = 100
+    max_rows_per_key: int = 100
     near_duplicate_similarity: float = 0.85
     augment: list[str] = []
     # how it is trained: overrides of the trainer's recipe, by field name
@@ -59,8 +60,9 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         strange = set(self.augment) - set(AUGMENTATIONS)
         if strange:
             raise ValueError(f"augment: expected some of {', '.join(AUGMENTATIONS)}, got {sorted(strange)}")
-        if self.max_rows_per_subject < 1:
-            raise ValueError(f"max_rows_per_subject: expected 1 or more, got {self.max_rows_per_subject}")
+        for name in ("max_rows_per_subject", "max_rows_per_key"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         scores = sorted(metric for metric, kind in self.metrics.items() if kind == "float")
         for name in self.thresholds:
             if name not in scores:

@@ -2,7 +2,8 @@
 
 In this order: a record said again in the same batch (its newest word counts), duplicates, contradictions (the newest
 answer to a question holds; the older one is dropped here, or passed over when a job reads the shards), near
-duplicates, the cap per subject. The state is a pure function of committed rows: `remember` rebuilds it.
+duplicates, the caps per subject and per Kafka key (an application may name its user there and not in the record, whose
+questions would then be a subject each). The state is a pure function of committed rows: `remember` rebuilds it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Admission:
         fresh = self._without_near(fresh, policy.near_duplicate_similarity, dropped)
         # A correction is news however much it is like a row of before: it never falls as a near duplicate.
         rows = sorted([*fresh, *corrections], key=lambda row: row["offset"])
-        rows = _capped(rows, policy.max_rows_per_subject, dropped)
+        rows = _capped(rows, "subject_id", policy.max_rows_per_subject, "subject cap", dropped)
+        rows = _capped(rows, "key", policy.max_rows_per_key, "key cap", dropped)
         self._take(rows)
         return rows, dropped, len(corrections)
 
@@ -152,12 +154,13 @@ def _newest_of_each_record(rows: Sequence[Row], dropped: Counter[str]) -> list[R
     return list(newest.values())
 
 
-def _capped(rows: Sequence[Row], most: int, dropped: Counter[str]) -> list[Row]:
-    said: Counter[str] = Counter()
+def _capped(rows: Sequence[Row], by: str, most: int, reason: str, dropped: Counter[str]) -> list[Row]:
+    said: Counter[Any] = Counter()
     kept = []
     for row in rows:
-        said[row["subject_id"]] += 1
-        if said[row["subject_id"]] <= most:
+        who = row.get(by)
+        said[who] += 1
+        if not who or said[who] <= most:
             kept.append(row)
-    dropped["subject cap"] += len(rows) - len(kept)
+    dropped[reason] += len(rows) - len(kept)
     return kept

@@ -22,7 +22,7 @@ from streams import kafka
 from streams.kafka import Record
 from streams.prepare.rules import Dropped, prepare
 
-# What is decided by: the row without its words.
+# What is decided by, besides the record's key: the row without its words.
 FACTS = (
     "record_id", "subject_id", "inference_id", "model", "kind", "input_hash", "content_hash", "answer_hash", "minhash",
     "submitted_ms", "origin", "offset",
@@ -44,6 +44,7 @@ class Reading(msgspec.Struct):
 def read(records: Sequence[Record], policies: Mapping[str, ModelPolicy]) -> Reading:
     """Apply the rules to each record that is not a deletion."""
     rows: list[dict[str, Any]] = []
+    keys: list[bytes | None] = []
     dropped: dict[str, dict[str, int]] = defaultdict(Counter)
     masked: dict[int, dict[str, int]] = {}
     refused: dict[int, str] = {}
@@ -63,7 +64,8 @@ def read(records: Sequence[Record], policies: Mapping[str, ModelPolicy]) -> Read
             masked[record.offset] = made.masked
         made.row["partition"], made.row["offset"] = record.partition, record.offset
         rows.append(made.row)
-    facts = [{name: row[name] for name in FACTS} for row in rows]
+        keys.append(record.key)
+    facts = [{"key": key, **{name: row[name] for name in FACTS}} for key, row in zip(keys, rows, strict=True)]
     return Reading(pa.RecordBatch.from_pylist(rows, schema=SHARD_SCHEMA), facts, dict(dropped), masked, refused)
 
 

@@ -37,16 +37,16 @@ class Bench:
     """One model's data repository: a producer without headers, a store, and a preparation that starts now."""
 
     def __init__(self, bootstrap: str, folder: Path) -> None:
-        self.bootstrap, self.model = bootstrap, fresh("support")
+        self.bootstrap, self.model, self.policy = bootstrap, fresh("support"), ModelPolicy()
         self.store = ArtifactStore(str(folder))
         self.start: Mark = mark(bootstrap, RAW, SHARDS, DEAD)
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
 
-    def submit(self, *bodies: bytes | dict[str, Any], partition: int = PARTITION, **settings: int) -> None:
+    def submit(self, *bodies: bytes | dict[str, Any], partition: int = PARTITION, key: bytes = b"", **settings: int) -> None:
         producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 0, **settings})
         for body in bodies:
             value = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
-            producer.produce(RAW, value, key=fresh("record").encode(), partition=partition)
+            producer.produce(RAW, value, key=key or fresh("record").encode(), partition=partition)
         assert producer.flush(20) == 0
 
     def shards(self) -> list[ShardWritten]:
@@ -61,7 +61,7 @@ class Bench:
         return since(self.bootstrap, DEAD, self.start)
 
     def loop(self) -> Callable[[threading.Event], None]:
-        step = PrepareStep({self.model: ModelPolicy()}, self.store, self.shards)
+        step = PrepareStep({self.model: self.policy}, self.store, self.shards)
         return lambda stop: transact.run(
             self.bootstrap, self.group, [RAW], step, stop, transactional_id=self.group, linger_s=0.3
         )
@@ -151,6 +151,14 @@ def test_the_largest_broken_record_that_a_broker_takes_has_room_in_the_dead_lett
     (shard,) = bench.prepared()
     (letter,) = bench.dead()
     assert shard.rows == 1 and letter.value == broken
+
+
+def test_who_writes_under_one_key_is_capped_whatever_subjects_they_name(bench) -> None:
+    bench.policy = ModelPolicy(max_rows_per_key=2)
+    bench.submit(*(question(number) for number in range(5)), key=b"one user")
+    bench.submit(question(9))
+    (shard,) = bench.prepared()
+    assert shard.rows == 3 and shard.dropped == {"key cap": 3}
 
 
 def test_a_tombstone_makes_neither_row_nor_letter(bench) -> None:

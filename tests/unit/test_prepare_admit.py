@@ -103,6 +103,13 @@ def test_one_subject_cannot_fill_a_shard() -> None:
     assert admitted(Admission(), *rows, policy=policy) == ([0, 1, 2, 6, 7], {"subject cap": 3}, 0)
 
 
+def test_one_key_cannot_fill_a_shard_under_many_names() -> None:
+    policy = ModelPolicy(max_rows_per_key=2)
+    texts = [" ".join(random.Random(n).sample(LONG.split(), 8)) for n in range(7)]
+    rows = [{**row(text, at=n), "key": b"busy" if n < 4 else None} for n, text in enumerate(texts)]
+    assert admitted(Admission(), *rows, policy=policy) == ([0, 1, 4, 5, 6], {"key cap": 2}, 0)
+
+
 def test_a_signature_is_the_same_for_ever() -> None:
     """Rows of committed shards carry theirs: another algorithm in the library would make strangers of them."""
     assert signature(LONG).hex()[:32] == "eba07ef8ca04931c46d111bfff745187"
