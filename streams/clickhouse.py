@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+T = TypeVar("T")
+# Parameters go into the URL, of which ClickHouse takes 1 MiB.
+KEYS_PER_STATEMENT = 1_000
 # It logs every refused connection as an error of its own; whoever connects is told by the exception.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
@@ -26,6 +30,11 @@ def connect(url: str, timeout_s: float = 30.0) -> Client:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def in_chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive parts of at most `size` values."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def rows(client: Client, sql: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from schemas.topics import dead_letters
+from schemas.topics import DEAD_LETTER_BYTES, dead_letters
 from streams.kafka import Out, Record
 
+# A letter must always have room, or its consumer never gets past what it is about.
+LARGEST_BYTES, LONGEST_REASON = DEAD_LETTER_BYTES // 4 * 3, 1_000
 ERRORS = "__connect.errors."
 ORIGINAL = "tuneloop.original."
 # Headers of these names are a letter's own. A record that comes with such (somebody copied a letter by hand) loses
@@ -53,7 +55,10 @@ def dead_letter(group: str, record: Record, reason: str, exception: str = "Contr
     `tuneloop.original.key` (raw bytes; left out where the record had no key) and `tuneloop.original.timestamp` (Unix
     time in ms) keep what the letter's own key and time have displaced.
     """
-    headers = [(name, value) for name, value in record.headers if not name.startswith(RESERVED)]
+    value = record.value
+    if value is not None and len(value) > LARGEST_BYTES:  # tens of megabytes that had been squeezed into one
+        value, reason = b"", f"its {len(value)} bytes are left out here and stand at its origin: {reason}"
+    headers = [(name, said) for name, said in record.headers if not name.startswith(RESERVED)]
     headers += [
         (ERRORS + "topic", record.topic.encode()),
         (ERRORS + "partition", str(record.partition).encode()),
@@ -61,9 +66,9 @@ def dead_letter(group: str, record: Record, reason: str, exception: str = "Contr
         (ERRORS + "connector.name", group.encode()),
         (ERRORS + "stage", b"VALUE_CONVERTER"),
         (ERRORS + "exception.class.name", exception.encode()),
-        (ERRORS + "exception.message", reason.encode()),
+        (ERRORS + "exception.message", reason[:LONGEST_REASON].encode()),
         (ORIGINAL + "timestamp", str(record.timestamp_ms).encode()),
     ]
     if record.key is not None:
         headers.append((ORIGINAL + "key", record.key))
-    return Out(dead_letters(group).name, record.origin.encode(), record.value, headers)
+    return Out(dead_letters(group).name, record.origin.encode(), value, headers)

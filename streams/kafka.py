@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
@@ -211,7 +211,10 @@ def commit_idle(client: Consumer, before: set[tuple[str, int, int]]) -> set[tupl
 
 
 def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0) -> None:
-    """Create every topic of `schemas.topics` that does not exist yet. Raises `KafkaException`."""
+    """Create every topic of `schemas.topics` that does not exist yet; those that do get their largest record's size.
+
+    Raises `KafkaException`.
+    """
     admin = AdminClient({"bootstrap.servers": bootstrap})
     existing = set(admin.list_topics(timeout=timeout_s).topics)
     missing = [
@@ -225,6 +228,14 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
+    sizes = [
+        ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=[
+            ConfigEntry("max.message.bytes", str(topic.max_bytes), incremental_operation=AlterConfigOpType.SET)
+        ])
+        for topic in all_topics() if topic.max_bytes and topic.name in existing
+    ]  # fmt: skip
+    for future in admin.incremental_alter_configs(sizes).values() if sizes else ():
+        future.result(timeout_s)
 
 
 def partitions_of(client: Consumer, topic: str, timeout_s: float = 15.0) -> list[int]:

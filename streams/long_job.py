@@ -189,14 +189,14 @@ def run(
     transactional_id: str,
     attempts: int = 2,
 ) -> None:
-    """Take `topic` one record at a time until `stop`. Raises `transaction.FencedError`."""
+    """Take `topic` one record at a time until `stop`. Raises `transaction.FencedError`, `transaction.RefusedError`."""
     client = kafka.consumer(bootstrap, group, transactional_id, **{"max.poll.interval.ms": 60_000})
     writer = transaction.fresh_producer(bootstrap, transactional_id)
     reporter = kafka.producer(bootstrap, linger_ms=0)
     places = Places(client, topic)
     held: dict[str, list[Out]] = {}  # by origin: a result whose partition was away when it was there
     unwatch, member = metrics.watch_group(bootstrap, group), Membership(client, bootstrap, group)
-    budget = Budget()
+    budget, failures = Budget(), 0
     idle_at: set[tuple[str, int, int]] = set()
     try:
         while not stop.is_set():
@@ -220,11 +220,13 @@ def run(
                 # do the job as well, and it would end twice. If nobody has, it comes again.
                 held = {record.origin: outs}
                 continue
-            if not transaction.commit(client, writer, outs, "job"):
+            if not transaction.commit(client, writer, outs, "job", failures):
                 # It comes again unless it was committed after all; in either case the work is not done again.
                 held = {record.origin: outs}
+                failures += 1
                 writer, _ = transaction.start_over(client, bootstrap, transactional_id)
                 continue
+            failures = 0
             metrics.batch_done(metrics.by_topic(records), outs, time.monotonic() - began)
     finally:
         unwatch()
@@ -285,7 +287,10 @@ def _ask(
         message = child.receive()
         now = time.monotonic()
         if message is None and now - spoke < HEARTBEAT_S:
-            client.poll(0.05)  # paused: delivers nothing, keeps us in the group
+            # Paused: delivers nothing but errors, and keeps us in the group.
+            said = client.poll(0.05)
+            if said is not None:
+                kafka.messages_of([said])
             continue
         spoke = now
         kind, body = message or ("progress", None)

@@ -18,13 +18,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams import failpoints, kafka, metrics
 from streams.kafka import Record
 from streams.watchdog import Membership
 
 log = logging.getLogger(__name__)
+LOST = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.FENCED_INSTANCE_ID)
 
 
 class Store(Protocol):
@@ -53,7 +54,7 @@ def run(
 ) -> None:
     """Write `topics` into `store` until `stop`. `instance` names this place in the group, see `kafka.consumer`."""
     client = kafka.consumer(bootstrap, group, instance)
-    writing = _Writing(client, store)
+    writing, batch = _Writing(client, store), _Batch()
 
     def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
         writing.settle()
@@ -62,18 +63,25 @@ def run(
         # What the store had already is not read again, so nothing else would ever move these offsets.
         _commit(consumer, [place for place in resumed if place.offset > 0])
 
-    client.subscribe(topics, on_assign=on_assign, on_revoke=lambda *_: writing.settle())
+    def on_revoke(*_: Any) -> None:
+        writing.settle()
+        # Whoever has the partitions now reads these records, and what deletes them; written here, they might come last.
+        batch.clear()
+
+    client.subscribe(topics, on_assign=on_assign, on_revoke=on_revoke)
     watched, member = metrics.Watched(client), Membership(client, bootstrap, group)
     idle_at: set[tuple[str, int, int]] = set()
     try:
         while not stop.is_set():
-            batch = _gathered(client, store, batch_records, linger_s, stop)
+            _gather(batch, client, store, batch_records, linger_s, stop)
             watched.came_round()
             member.check()
-            writing.settle()
-            if batch.pieces:
+            if not writing.settle():  # no longer of the group: all this is read again after it has joined anew
+                batch.clear()
+            elif batch.pieces:
                 failpoints.hit("sink.gathered")
                 writing.begin(batch)
+                batch = _Batch()
             else:
                 idle_at = kafka.commit_idle(client, idle_at)
         writing.settle()
@@ -92,10 +100,19 @@ class _Batch:
     places: list[TopicPartition] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
+    def clear(self) -> None:
+        self.pieces.clear()
+        self.counts.clear()
 
-def _gathered(client: Consumer, store: Store, batch_records: int, linger_s: float, stop: threading.Event) -> _Batch:
-    """Read records until there are enough or `linger_s` has passed since the first; none where none came."""
-    batch, wait_s = _Batch(), 0.2
+
+def _gather(
+    batch: _Batch, client: Consumer, store: Store, batch_records: int, linger_s: float, stop: threading.Event
+) -> None:
+    """Read records until there are enough or `linger_s` has passed since the first; none where none came.
+
+    A rebalance happens inside `consume`, and may clear the batch.
+    """
+    wait_s = 0.2
     while not stop.is_set():
         records = kafka.messages_of(client.consume(min(batch_records, kafka.CONSUME_RECORDS), timeout=wait_s))
         if records:
@@ -108,7 +125,6 @@ def _gathered(client: Consumer, store: Store, batch_records: int, linger_s: floa
             break
         wait_s = min(left_s, 0.2)
     batch.places = kafka.positions(client)
-    return batch
 
 
 class _Writing:
@@ -123,24 +139,29 @@ class _Writing:
         """Have a batch written; only after `settle`."""
         self._at = self._writer.submit(self._store.write, batch.pieces), batch
 
-    def settle(self) -> None:
-        """Wait for what is being written and commit its offsets. Raises what `write` raised."""
+    def settle(self) -> bool:
+        """Wait for what is being written and commit its offsets. Raises what `write` raised.
+
+        False where this consumer is no longer of its group.
+        """
         if self._at is None:
-            return
+            return True
         (written, batch), self._at = self._at, None
         written.result()
         failpoints.hit("sink.written")
-        _commit(self._client, batch.places)
+        member = _commit(self._client, batch.places)
         failpoints.hit("sink.committed")
         metrics.batch_done(batch.counts, [], time.monotonic() - batch.began)
+        return member
 
     def close(self) -> None:
         self._writer.shutdown()
 
 
-def _commit(client: Consumer, places: list[TopicPartition]) -> None:
+def _commit(client: Consumer, places: list[TopicPartition]) -> bool:
+    """False where the group does not know this consumer any more."""
     if not places:
-        return
+        return True
     try:
         with kafka.at_most(kafka.COMMIT_LIMIT_S, "a commit", client):
             client.commit(offsets=places, asynchronous=False)
@@ -148,6 +169,8 @@ def _commit(client: Consumer, places: list[TopicPartition]) -> None:
     except KafkaException as error:
         # The rows stand; a lost commit only means that they are written once more.
         log.warning("offsets not committed: %s", error.args[0].str())
+        return error.args[0].code() not in LOST
+    return True
 
 
 def _resumed(client: Consumer, store: Store, place: TopicPartition) -> TopicPartition:

@@ -43,8 +43,8 @@ def run(
     batch_records: int = 5_000,
     linger_s: float = 0.0,
 ) -> None:
-    """Run `step` over `topics` until `stop`. Raises `transaction.FencedError`, `KafkaException` (fatal errors only)
-    and `LostMembershipError`."""
+    """Run `step` over `topics` until `stop`. Raises `transaction.FencedError`, `transaction.RefusedError`,
+    `KafkaException` (fatal errors only) and `LostMembershipError`."""
     client = kafka.consumer(bootstrap, group, transactional_id)
     writer = transaction.fresh_producer(bootstrap, transactional_id)
     batch: list[Record] = []
@@ -61,6 +61,7 @@ def run(
     client.subscribe(topics, on_assign=on_assign, on_revoke=on_revoke)
     watched, member = metrics.Watched(client), Membership(client, bootstrap, group)
     idle_at: set[tuple[str, int, int]] = set()
+    failures = 0  # in a row
     try:
         while not stop.is_set():
             gather(client, batch, batch_records, linger_s, stop)
@@ -68,7 +69,10 @@ def run(
             member.check()
             if not batch:
                 idle_at = kafka.commit_idle(client, idle_at)
-            elif not _commit(client, writer, step, batch):
+            elif _commit(client, writer, step, batch, failures):
+                failures = 0
+            else:
+                failures += 1
                 writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
                 step.assigned([(place.topic, place.partition) for place in assignment])
     finally:
@@ -91,7 +95,7 @@ def gather(client: Consumer, batch: list[Record], batch_records: int, linger_s: 
         batch += kafka.messages_of(more)
 
 
-def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record]) -> bool:
+def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int) -> bool:
     """One batch in one transaction. True = committed; False = to be done again after starting over."""
     began = time.monotonic()
     failpoints.hit("transact.gathered")
@@ -103,7 +107,7 @@ def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record])
         log.warning("batch to be done again: %s", error.args[0].str())
         return False
     failpoints.hit("transact.handled")
-    if not transaction.commit(client, writer, outs, "transact"):
+    if not transaction.commit(client, writer, outs, "transact", failures):
         return False
     metrics.batch_done(metrics.by_topic(batch), outs, time.monotonic() - began)
     return True

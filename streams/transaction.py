@@ -20,7 +20,9 @@ REQUEST_TIMEOUT_S = 4.0
 # What a request takes is milliseconds. One that meets the death of a broker may never return, whatever its own time-out
 # is (seen in librdkafka 2.16: send_offsets_to_transaction alone); being given up while it was merely slow costs a
 # repeated batch.
-HUNG_S = 2.0
+HUNG_S, LONGEST_HUNG_S = 2.0, 5.0
+# What is refused that often in a row is refused for good, as a record that is too large: to go on would only hide it.
+ATTEMPTS = 8
 START_OVER_LIMIT_S = 8.0
 
 
@@ -28,24 +30,31 @@ class FencedError(RuntimeError):
     """Another process has taken this one's place; the only right thing is to exit."""
 
 
+class RefusedError(RuntimeError):
+    """The same records were refused again and again."""
+
+
 class UnansweredError(RuntimeError):
     """A request did not return; its producer is of no more use."""
 
 
-def commit(client: Consumer, writer: Producer, outs: list[Out], stage: str) -> bool:
+def commit(client: Consumer, writer: Producer, outs: list[Out], stage: str, failures: int) -> bool:
     """Publish `outs` with the consumer's positions. True = committed; False = `start_over` and do it again.
 
-    `stage` names the failpoints: STAGE.begun, .produced, .offsets_sent, .committed. Raises `FencedError`.
+    `stage` names the failpoints: STAGE.begun, .produced, .offsets_sent, .committed; `failures` is how often it has
+    failed in a row. Raises `FencedError`, `RefusedError`.
     """
     try:
         with kafka.at_most(kafka.TRANSACTION_LIMIT_S, "a transaction", client):
-            _publish(client, writer, outs, stage)
+            _publish(client, writer, outs, stage, min(HUNG_S * 2**failures, LONGEST_HUNG_S))
     except UnansweredError as error:
         log.warning("transaction given up, to be done again: %s", error)
     except KafkaException as error:
         reason = error.args[0]
         if reason.fatal():
             raise FencedError(f"transaction refused for good: {reason.str()}") from error
+        if failures + 1 >= ATTEMPTS:
+            raise RefusedError(f"refused {ATTEMPTS} times in a row: {reason.str()}") from error
         log.warning("transaction aborted, to be done again: %s", reason.str())
         with kafka.at_most(kafka.TRANSACTION_LIMIT_S, "an abort", client):
             _abort(writer)
@@ -56,20 +65,21 @@ def commit(client: Consumer, writer: Producer, outs: list[Out], stage: str) -> b
     return False
 
 
-def _publish(client: Consumer, writer: Producer, outs: list[Out], stage: str) -> None:
+def _publish(client: Consumer, writer: Producer, outs: list[Out], stage: str, patience_s: float) -> None:
     writer.begin_transaction()
     failpoints.hit(f"{stage}.begun")
     for record in outs:
         kafka.produce(writer, record)
     failpoints.hit(f"{stage}.produced")
     places, group = kafka.positions(client), client.consumer_group_metadata()
-    _answered(lambda: writer.send_offsets_to_transaction(places, group, REQUEST_TIMEOUT_S), "sending offsets")
+    request = lambda: writer.send_offsets_to_transaction(places, group, REQUEST_TIMEOUT_S)  # noqa: E731
+    _answered(request, "sending offsets", patience_s)
     failpoints.hit(f"{stage}.offsets_sent")
     _retrying(writer.commit_transaction)
     failpoints.hit(f"{stage}.committed")
 
 
-def _answered(request: Callable[[], object], what: str) -> None:
+def _answered(request: Callable[[], object], what: str, patience_s: float) -> None:
     """Run `request` in a thread that is left behind where it hangs. Raises `UnansweredError`, or what it raised."""
     raised: list[Exception] = []
 
@@ -81,9 +91,9 @@ def _answered(request: Callable[[], object], what: str) -> None:
 
     asking = threading.Thread(target=body, daemon=True, name=what)
     asking.start()
-    asking.join(HUNG_S)
+    asking.join(patience_s)
     if asking.is_alive():
-        raise UnansweredError(f"{what} did not return within {HUNG_S:.0f} s")
+        raise UnansweredError(f"{what} did not return within {patience_s:.0f} s")
     if raised:
         raise raised[0]
 

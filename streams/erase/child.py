@@ -73,7 +73,7 @@ class Erasure:
         compact_away(self._bootstrap, list(self._doomed), self._event.erasure_id, left)
         failpoints.hit("erase.compacted")
         # Once more: a process that was just starting may have gathered what the shards said before.
-        gathered.forget(self._store, {after.replaces for after in changed})
+        gathered.forget(self._store, self._standing(changed))
         said = {"tombstones": self._counted, "shards": changed, "adapters": taught, "rows": self._rows}
         self._store.put_bytes(self._notes, msgspec.json.encode(said))
         self._forget_the_name()
@@ -108,7 +108,7 @@ class Erasure:
         committed = read_committed_shards(self._bootstrap)
         changed = shards.rewrite(self._store, committed, self._event.subject_id, self._subject.inferences)
         self._rows = sum(after.erased for after in changed)
-        gathered.forget(self._store, {after.replaces for after in changed})
+        gathered.forget(self._store, self._standing(changed))
         named = {after.path for after in changed}
         failpoints.hit("erase.rewritten")
         shards.sweep(
@@ -116,6 +116,11 @@ class Erasure:
         )
         models, _ = read_registry(self._bootstrap)
         return changed, shards.taught(self._store, models.values(), {one.shard_id for one in changed})
+
+    def _standing(self, changed: list[ShardWritten]) -> set[str]:
+        """The digests of all shards as they are now."""
+        now = {one.shard_id: one.digest for one in [*read_committed_shards(self._bootstrap), *changed]}
+        return set(now.values())
 
     def _forget_the_name(self) -> None:
         """Say the request again without the subject, and have Kafka drop what was said before."""

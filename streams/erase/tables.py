@@ -8,7 +8,7 @@ from clickhouse_connect.driver.client import Client
 
 from schemas.landing import DATABASE, table_name
 from schemas.topics import TOPICS
-from streams.clickhouse import rows
+from streams.clickhouse import KEYS_PER_STATEMENT, in_chunks, rows
 
 # Tables with a person's words: their column of the inference, which alone leads to feedback without a subject.
 PERSONAL = [
@@ -24,10 +24,11 @@ def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s
         theirs = "subject_id = {subject:String}"
         if inference:
             theirs += f" OR (inference_id != '' AND {inference} IN {{inferences:Array(String)}})"
-        client.command(
-            f"ALTER TABLE {DATABASE}.{table} DELETE WHERE {theirs}",
-            parameters={"subject": subject_id, "inferences": sorted(inferences)}, settings={"mutations_sync": 2},
-        )
+        for some in list(in_chunks(sorted(inferences) if inference else [], KEYS_PER_STATEMENT)) or [[]]:
+            client.command(
+                f"ALTER TABLE {DATABASE}.{table} DELETE WHERE {theirs}",
+                parameters={"subject": subject_id, "inferences": some}, settings={"mutations_sync": 2},
+            )
         # A table keeps the text of its last statement of this kind: let that be one that names nobody.
         client.command(f"ALTER TABLE {DATABASE}.{table} DELETE WHERE _offset < 0", settings={"mutations_sync": 2})
     _wait_for_old_parts(client, timeout_s)

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import msgspec
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.codec import ContractError
 from schemas.events import ErasureRequested
 from schemas.landing import DATABASE, Landed, arrow_table, table_name, tables_of
 from schemas.topics import BY_NAME, TOPICS
 from streams import failpoints, kafka, metrics
-from streams.clickhouse import rows
+from streams.clickhouse import KEYS_PER_STATEMENT, in_chunks, rows
 from streams.dead_letters import Budget, dead_letter
 from streams.erased import Nobody, Suppression
 from streams.kafka import Out, Record
@@ -51,6 +51,14 @@ class ClickHouseStore:
         """`producer` takes dead letters, and deletions of what came late of somebody who was forgotten."""
         self._client, self._producer = client, producer
         self._budget, self._erased = budget or Budget(), erased or Nobody()
+        self._refused: list[KafkaError] = []
+
+    def _say(self, record: Out) -> None:
+        def told(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                self._refused.append(error)
+
+        kafka.produce(self._producer, record, told)
 
     def resume_at(self, topic: str, partition: int) -> int | None:
         tables = tables_of(BY_NAME[topic])
@@ -81,14 +89,18 @@ class ClickHouseStore:
         """
         if self._producer.flush(30):
             raise TimeoutError("dead letters were not acknowledged within 30 s")
+        if self._refused:
+            raise KafkaException(self._refused[0])
         metrics.produced([letter for piece in pieces for letter in piece.letters])
         failpoints.hit("land.dead_letters_flushed")
         deletions = [record for piece in pieces for record in piece.deletions]
         self._forget(deletions)
         for name in dict.fromkeys(name for piece in pieces for name in piece.tables):
             table = pa.concat_tables(piece.tables[name] for piece in pieces if name in piece.tables)
-            # In one piece: each small one would be a block of its own on the wire and in ClickHouse.
-            self._client.insert_arrow(f"{DATABASE}.{name}", _not_deleted(name, table, deletions).combine_chunks())
+            kept = _not_deleted(name, table, deletions)
+            if kept.num_rows:
+                # In one piece: each small one would be a block of its own on the wire and in ClickHouse.
+                self._client.insert_arrow(f"{DATABASE}.{name}", kept.combine_chunks())
             failpoints.hit("land.between_tables")
 
     def _decoded(self, records: list[Record], letters: list[Out]) -> dict[type[msgspec.Struct], list[Landed]]:
@@ -102,7 +114,7 @@ class ClickHouseStore:
             except ContractError as error:
                 self._budget.count(refused=True)
                 letters.append(dead_letter(GROUP, record, str(error)))
-                kafka.produce(self._producer, letters[-1])
+                self._say(letters[-1])
                 continue
             self._budget.count(refused=False)
             by_event[type(event)].append(Landed(envelope, event, record))
@@ -121,26 +133,38 @@ class ClickHouseStore:
         if not self._erased.covers(getattr(row.event, "subject_id", ""), getattr(row.event, "inference_id", "")):
             return True
         if row.at.topic != "training.raw":  # there, `prepare` does it in its transaction
-            kafka.produce(self._producer, Out(row.at.topic, row.at.key or b"", None, [], row.at.partition))
+            self._say(Out(row.at.topic, row.at.key or b"", None, [], row.at.partition))
         return False
 
     def _forget(self, deletions: list[Record]) -> None:
         """Delete every row of the keys, except what a key's own partition said after its deletion.
 
-        One statement per partition: each rewrites the parts that it touches.
+        As few statements as may be: each rewrites the parts that it touches.
         """
-        by_place: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
-        for record in deletions:
-            by_place[record.topic, record.partition][_key(record)] = record.offset
-        for (topic, partition), keys in by_place.items():
-            table = tables_of(BY_NAME[topic])[0]
-            for column in _KEY_COLUMNS[topic]:
-                self._client.command(
-                    f"ALTER TABLE {DATABASE}.{table} DELETE WHERE {column} IN {{keys:Array(String)}} AND NOT "
-                    "(_partition = {partition:Int32} AND "
-                    f"_offset > transform({column}, {{keys:Array(String)}}, {{offsets:Array(Int64)}}, toInt64(-1)))",
-                    parameters={"keys": list(keys), "partition": partition, "offsets": list(keys.values())},
-                )
+        last = {(record.topic, _key(record), record.partition): record.offset for record in deletions}
+        layers: dict[str, list[dict[str, tuple[int, int]]]] = defaultdict(list)  # of each a key has one partition
+        for (topic, key, partition), offset in last.items():
+            layer = next((one for one in layers[topic] if key not in one), None)
+            if layer is None:
+                layers[topic].append(layer := {})
+            layer[key] = partition, offset
+        for topic, said in layers.items():
+            for layer in said:
+                for some in in_chunks(list(layer.items()), KEYS_PER_STATEMENT):
+                    self._delete(topic, dict(some))
+
+    def _delete(self, topic: str, places: dict[str, tuple[int, int]]) -> None:
+        theirs = " OR ".join(
+            f"{column} IN {{keys:Array(String)}} AND NOT "
+            f"(_partition = transform({column}, {{keys:Array(String)}}, {{partitions:Array(Int32)}}, toInt32(-1)) AND "
+            f"_offset > transform({column}, {{keys:Array(String)}}, {{offsets:Array(Int64)}}, toInt64(-1)))"
+            for column in _KEY_COLUMNS[topic]
+        )
+        partitions, offsets = zip(*places.values(), strict=True)
+        self._client.command(
+            f"ALTER TABLE {DATABASE}.{tables_of(BY_NAME[topic])[0]} DELETE WHERE {theirs}",
+            parameters={"keys": list(places), "partitions": list(partitions), "offsets": list(offsets)},
+        )
 
 
 def _key(record: Record) -> str:

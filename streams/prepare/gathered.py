@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.events import ShardRef
+from schemas.shards import SHARD_SCHEMA
 from streams import metrics
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard
 from streams.prepare.admit import REMEMBERED
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 FOLDER, SHARDS = "gathered", b"shards"
 # Fewer shards than this are opened one by one: 0.5 ms each.
 WORTH_GATHERING = 256
+PIECE_ROWS = 20_000
+_SCHEMA = pa.schema([SHARD_SCHEMA.field(name) for name in REMEMBERED])
 
 
 class _File(NamedTuple):
@@ -40,7 +43,8 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
     `shards` are all that are committed. Raises `ArtifactError` for a shard that is missing or damaged.
     """
     files, covered = _usable(store, {ref.digest for ref in shards})
-    yield from (file.table for file in files)
+    for file in files:
+        yield from _pieces(file.table)
     alone = [ref for ref in shards if ref.digest not in covered]
     digests, tables = [], []
     for ref in alone:
@@ -52,9 +56,16 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
     if not tables:
         return
     rest = pa.concat_tables(tables)
-    yield rest
+    yield from _pieces(rest)
     if len(alone) >= WORTH_GATHERING:
         _gather(store, files, rest.replace_schema_metadata(None), set(digests))
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """As much at a time as one may well hold as Python's rows, and be silent over."""
+    for start in range(0, table.num_rows, PIECE_ROWS):
+        metrics.heartbeat()
+        yield table.slice(start, PIECE_ROWS)
 
 
 def _usable(store: ArtifactStore, committed: set[str]) -> tuple[list[_File], set[str]]:
@@ -72,7 +83,7 @@ def _usable(store: ArtifactStore, committed: set[str]) -> tuple[list[_File], set
 
 
 def _opened(store: ArtifactStore, path: str) -> _File:
-    """A file; one that is damaged, or was just deleted by somebody else, stands for nothing."""
+    """A file; one that is damaged, of other columns, or was just deleted by somebody else, stands for nothing."""
     try:
         data = store.read_bytes(path)
     except ArtifactError:
@@ -81,7 +92,8 @@ def _opened(store: ArtifactStore, path: str) -> _File:
         return _File(path, pa.table({}), set())
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
     digests = msgspec.json.decode(table.schema.metadata[SHARDS], type=set[str])
-    return _File(path, table.replace_schema_metadata(None), digests)
+    table = table.replace_schema_metadata(None)
+    return _File(path, table, digests if table.schema.equals(_SCHEMA) else set())
 
 
 def _gather(store: ArtifactStore, files: list[_File], table: pa.Table, digests: set[str]) -> None:
@@ -107,8 +119,8 @@ def _path_of(data: bytes) -> str:
     return f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.arrow"
 
 
-def forget(store: ArtifactStore, digests: set[str]) -> None:
-    """Delete the files that stand for any of these shards, whose rows are not what they were."""
+def forget(store: ArtifactStore, standing: set[str]) -> None:
+    """Delete the files that stand for any shard but these, by digest: their rows may be what they no longer are."""
     for path, _ in store.files(FOLDER):
-        if _opened(store, path).digests & digests:
+        if _opened(store, path).digests - standing:
             store.delete(path)

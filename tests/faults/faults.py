@@ -255,12 +255,16 @@ BEGUN, CHILD_LOST = ": records", "the working process ended with exit code -9"
 
 
 @contextmanager
-def _forgetting(machine: Machine, random: Random) -> Iterator[None]:
-    """Somebody speaks, asks to be forgotten, and goes on speaking in the block."""
+def _forgetting(machine: Machine, random: Random, prepared: bool) -> Iterator[None]:
+    """Somebody speaks, asks to be forgotten (once part of it is `prepared`), and goes on speaking in the block."""
     person = f"person-{len(machine.erasures)}-{random.randrange(1_000_000)}"
     for _ in range(SAID_BEFORE):
         machine.feed.say_as(person)
-    time.sleep(random.random() * 3)  # part of it may be in shards by then
+    if prepared:
+        machine.feed.flush()
+        until(lambda: machine.prepared(person), PATIENCE_S, f"what {person} says prepared")
+    else:
+        time.sleep(random.random() * 3)  # part of it may be by then
 
     def speak() -> None:
         for _ in range(SAID_AFTER):
@@ -280,7 +284,7 @@ def erase_while_preparing(machine: Machine, random: Random, lane: str) -> float:
     """Somebody is forgotten while what they say is prepared, by a process that dies over it."""
     failpoint = random.choice(["transact.handled", "transact.produced", "transact.offsets_sent", "artifact.renamed"])
     machine.ready(lane)
-    with _forgetting(machine, random):
+    with _forgetting(machine, random, prepared=False):
         return kill_at(failpoint)(machine, random, lane)
 
 
@@ -295,7 +299,7 @@ def kill_the_erasure_at(failpoint: str) -> Fault:
         (machine.folder / ONCE).write_text(f"{failpoint}=kill@1")
         machine.eraser.start()
         lost = machine.erase_says(CHILD_LOST)
-        with _forgetting(machine, random):
+        with _forgetting(machine, random, prepared=True):
             until(lambda: machine.erase_says(CHILD_LOST) > lost, PATIENCE_S, failpoint)
             began, before, begun = time.monotonic(), machine.now(lane), machine.erase_says(BEGUN)
             if random.random() < 0.5:

@@ -149,7 +149,9 @@ class Feed:
         number = self._random.randrange(KEYS)
         if not (n := self.said["sink", number]):
             return
-        name = f"sink-{number}-{self._random.randrange(n)}"
+        # One half of them are about what is just under way.
+        oldest = 0 if self._random.random() < 0.5 else max(0, n - 20)
+        name = f"sink-{number}-{self._random.randrange(oldest, n)}"
         self._produce("sink", number, name, None)
 
     def forget(self, person: str) -> str:

@@ -194,6 +194,12 @@ class Machine:
         """Ask that a person be forgotten."""
         self.erasures.append(self.feed.forget(person))
 
+    def prepared(self, person: str) -> bool:
+        """Whether `prepare` has passed all that this person has said."""
+        places = [said.place for said in list(self.feed.personal.values()) if said.person == person and said.place]
+        committed = self._offsets("prepare")
+        return committed is not None and all(offset < committed[partition] for partition, offset in places)
+
     def erase_says(self, text: str) -> int:
         """How often the erasing process has said this."""
         return (self.folder / f"{self.eraser.name}.out").read_text(errors="replace").count(text)

@@ -173,9 +173,11 @@ Place = tuple[int, int]
 
 def prepared(
     accepted: Mapping[int, list[int]], said: Iterable[Shard], rows_of: Callable[[Any], list[Place] | None],
-    forgotten: Container[Place] = (),
+    forgotten: Container[Place] = (), reasons: Container[str] = ("erased",),
 ) -> Verdict:
     """Shards account for every accepted offset once. `accepted`: offsets by partition, ascending, without poison.
+
+    `reasons` are those for which rows of this input may be dropped; any other would hide a loss.
 
     `said` are the shards' events in their order; `rows_of` gives the (partition, offset) of a shard's own rows, None
     where its file is missing or damaged. Of the `forgotten` places no row is left.
@@ -186,6 +188,10 @@ def prepared(
         by_partition[shard.source_partition].append(shard)
     for partition in accepted.keys() | by_partition.keys():
         _partition(verdict, partition, accepted.get(partition, []), by_partition[partition], rows_of, forgotten)
+        for shard in by_partition[partition]:
+            for reason, count in shard.dropped.items():
+                if reason not in reasons:
+                    verdict.add("lost", f"shard {shard.shard_id}: {count} dropped, {reason}", count)
     return verdict
 
 

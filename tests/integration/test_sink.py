@@ -329,6 +329,22 @@ def test_a_record_said_again_after_its_deletion_stays(bench) -> None:
     assert bench.count(e.RecordSubmitted) == 1
 
 
+def test_a_key_that_two_partitions_delete_keeps_what_each_says_after(bench) -> None:
+    """Rows stored before and in the same batch, under one key."""
+    one = example(e.RecordSubmitted, bench.model)
+    said = [kafka.out(one, source=bench.source, partition=partition) for partition in (0, 1)]
+    publish(bench.bootstrap, said)
+    bench.land(["training.raw"])
+    assert bench.count(e.RecordSubmitted) == 2
+    deleted = [Out("training.raw", said[0].key, None, partition=partition) for partition in (0, 1)]
+    publish(bench.bootstrap, [said[0], *deleted, said[1]])
+    bench.land(["training.raw"])
+    until(lambda: bench.count(e.RecordSubmitted) == 0, 10, "what the other partition deletes gone, too")
+    publish(bench.bootstrap, [said[1]])
+    bench.land(["training.raw"])
+    assert bench.count(e.RecordSubmitted) == 1
+
+
 def test_it_stops_when_told(bench) -> None:
     stop = threading.Event()
     stop.set()

@@ -98,8 +98,13 @@ GOOD = [Shard(1, 4, rows(1, 4), {"duplicate": 1}), Shard(5, 9, rows(5, 9))]
     ([GOOD[0], replace(GOOD[1], rows=rows(5, 8))], {"torn": 1}),
 ])  # fmt: skip
 def test_shards_account_for_every_offset_once(shards: list[Shard], found: dict[str, int]) -> None:
-    verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, shards, lambda shard: shard.rows)
+    verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, shards, lambda shard: shard.rows, reasons=["duplicate", "noise"])
     assert +verdict.counts == found, verdict.findings
+
+
+def test_a_drop_that_the_input_gives_no_reason_for_is_a_loss() -> None:
+    verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, GOOD, lambda shard: shard.rows)
+    assert +verdict.counts == {"lost": 1} and "duplicate" in verdict.findings[0]
 
 
 ERASED = replace(GOOD[0], digest="b", replaces="a", rows=rows(1), erased=1)
@@ -116,7 +121,7 @@ ERASED = replace(GOOD[0], digest="b", replaces="a", rows=rows(1), erased=1)
     ([replace(GOOD[0], digest="a"), replace(ERASED, rows=[], erased=2), GOOD[1]], {"lost": 1}),
 ])  # fmt: skip
 def test_what_was_forgotten_is_gone_and_accounted_for(shards: list[Shard], found: dict[str, int]) -> None:
-    verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, shards, lambda shard: shard.rows, {(0, 4)})
+    verdict = oracle.prepared({0: [1, 2, 4, 5, 9]}, shards, lambda shard: shard.rows, {(0, 4)}, ["duplicate", "erased"])
     assert +verdict.counts == found, verdict.findings
 
 

@@ -98,10 +98,23 @@ def test_a_file_with_a_shard_that_was_rewritten_is_stale(tmp_path: Path) -> None
     after = shard(store, 0)
     assert rows_in(store, [after, *refs[1:]]) == 3
     assert len(files(store)) == 1 and files(store) != before
-    gathered.forget(store, {refs[0].digest})
-    assert len(files(store)) == 1, "it stands for others"
-    gathered.forget(store, {refs[1].digest})
+    gathered.forget(store, {after.digest, *(ref.digest for ref in refs[1:])})
+    assert len(files(store)) == 1, "it stands for what stands"
+    gathered.forget(store, {after.digest, *(ref.digest for ref in refs[2:])})
     assert files(store) == []
+
+
+def test_rows_come_in_pieces_and_other_columns_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathered, "PIECE_ROWS", 3)
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(5))
+    for _ in range(2):
+        assert [table.num_rows for table in gathered.remembered(store, refs)] == [3, 2]
+    monkeypatch.setattr(gathered, "_SCHEMA", gathered._SCHEMA.remove(0))
+    for ref in refs:
+        store.delete(ref.path)
+    with pytest.raises(ArtifactError, match="missing"):
+        rows_in(store, refs)
 
 
 def test_what_a_crash_leaves_between_a_merge_and_its_end_counts_once(tmp_path: Path) -> None:
