@@ -262,7 +262,7 @@ def _forgetting(machine: Machine, random: Random, prepared: bool) -> Iterator[No
         machine.feed.say_as(person)
     if prepared:
         machine.feed.flush()
-        until(lambda: machine.prepared(person), PATIENCE_S, f"what {person} says prepared")
+        until(lambda: machine.has_prepared(person), PATIENCE_S, f"what {person} says prepared")
     else:
         time.sleep(random.random() * 3)  # part of it may be by then
 

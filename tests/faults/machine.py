@@ -194,7 +194,7 @@ class Machine:
         """Ask that a person be forgotten."""
         self.erasures.append(self.feed.forget(person))
 
-    def prepared(self, person: str) -> bool:
+    def has_prepared(self, person: str) -> bool:
         """Whether `prepare` has passed all that this person has said."""
         places = [said.place for said in list(self.feed.personal.values()) if said.person == person and said.place]
         committed = self._offsets("prepare")
