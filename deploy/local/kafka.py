@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock
+
 from deploy.local.errors import LocalPartError
 from deploy.local.jars import cache_dir, fetch, jars_in, java_executable
 from deploy.local.kafka_start import FENCING, FENCING_LOG
@@ -203,7 +205,12 @@ def ahead_of_time(classpath: str, on_note: Callable[[str], None] = lambda note: 
     on_note(f"kafka-{KAFKA_VERSION}: making its start faster (the first time only)")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as folder:
+        with (
+            FileLock(target.with_suffix(".lock")),  # several starts at once: one makes it, the others wait
+            tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as folder,
+        ):
+            if target.exists():
+                return target
             made = Path(folder) / target.name
             _start_once(_prepared(Path(folder) / "kafka", free_ports(1)[0], classpath, [f"-XX:AOTCacheOutput={made}"]))
             made.replace(target)
