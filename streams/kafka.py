@@ -247,13 +247,19 @@ def partitions_of(client: Consumer, topic: str, timeout_s: float = 15.0) -> list
 
 
 def read_to_end(
-    bootstrap: str, topic: str, partitions: list[int] | None = None, timeout_s: float = 30.0
-) -> Iterator[Record]:
-    """Every committed record of a topic as it stands now, without a group. Raises `TimeoutError`."""
+    bootstrap: str, topic: str, partitions: list[int] | None = None, timeout_s: float = 30.0, start: int = 0,
+    settled: bool = False,
+) -> Iterator[Record]:  # fmt: skip
+    """Every committed record of a topic as it stands now, without a group. Raises `TimeoutError`.
+
+    A transaction that was committed a moment ago may not show yet, for its markers come later; `settled` waits until
+    every transaction that had begun has ended and shows.
+    """
     reader = consumer(bootstrap, "unused-no-group", **{"enable.partition.eof": True})
     try:
         wanted = partitions_of(reader, topic) if partitions is None else partitions
-        reader.assign([TopicPartition(topic, number, 0) for number in wanted])
+        ends = _ends(bootstrap, topic, wanted) if settled else dict.fromkeys(wanted, 0)
+        reader.assign([TopicPartition(topic, number, start) for number in wanted])
         left, idle_s = set(wanted), 0.0
         while left:
             message = reader.poll(0.5)
@@ -266,7 +272,20 @@ def read_to_end(
             if error is None:
                 yield record_of(message)
             elif error.code() == KafkaError._PARTITION_EOF:
-                left.discard(message.partition())
+                number, offset = message.partition() or 0, message.offset() or 0
+                if offset >= ends[number]:
+                    left.discard(number)
     finally:
         reader.close()
+
+
+def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
+    """Where each partition ends, with what is not committed yet."""
+    asking = consumer(bootstrap, "unused-no-group", **{"isolation.level": "read_uncommitted"})
+    try:
+        return {
+            number: asking.get_watermark_offsets(TopicPartition(topic, number), timeout=15)[1] for number in partitions
+        }
+    finally:
+        asking.close()
 

@@ -4,8 +4,9 @@ Commit order, and why: rows first, offsets last. A crash in between writes the s
 collapses them; on assignment the loop asks the store how far it came, so that it rarely has to.
 
 While the store writes one batch the next is read, never more: batches are written in their order, and the offsets of
-one are committed when it is written. Records are read by the piece as they come, while they lie in the processor's
-cache: gathered first and read then, they take twice the time.
+one are committed when it is written. A process that slept past its session may write a batch when others have gone on
+from there; its commit fails, and it carries out again what was deleted meanwhile. Records are read by the piece as they
+come, while they lie in the processor's cache: gathered first and read then, they take twice the time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams import failpoints, kafka, metrics
 from streams.kafka import Record
-from streams.watchdog import Membership
+from streams.watchdog import LostMembershipError, Membership
 
 log = logging.getLogger(__name__)
 LOST = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.FENCED_INSTANCE_ID)
@@ -52,9 +53,12 @@ def run(
     batch_records: int = 20_000,
     linger_s: float = 0.3,
 ) -> None:
-    """Write `topics` into `store` until `stop`. `instance` names this place in the group, see `kafka.consumer`."""
+    """Write `topics` into `store` until `stop`. `instance` names this place in the group, see `kafka.consumer`.
+
+    Raises `LostMembershipError`.
+    """
     client = kafka.consumer(bootstrap, group, instance)
-    writing, batch = _Writing(client, store), _Batch()
+    writing, batch = _Writing(bootstrap, client, store), _Batch()
 
     def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
         writing.settle()
@@ -76,9 +80,10 @@ def run(
             _gather(batch, client, store, batch_records, linger_s, stop)
             watched.came_round()
             member.check()
-            if not writing.settle():  # no longer of the group: all this is read again after it has joined anew
-                batch.clear()
-            elif batch.pieces:
+            if not writing.settle():
+                # What is in hand has no offsets to be committed, and what came after it would hide that it is missing.
+                raise LostMembershipError(f"{group} went on without this member")
+            if batch.pieces:
                 failpoints.hit("sink.gathered")
                 writing.begin(batch)
                 batch = _Batch()
@@ -93,16 +98,18 @@ def run(
 
 @dataclass
 class _Batch:
-    """What the store made of some records, how many there were by topic, and where their partitions go on."""
+    """What the store made of some records, how many there were by topic, where their partitions begin and go on."""
 
     pieces: list[Any] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     places: list[TopicPartition] = field(default_factory=list)
+    first: dict[tuple[str, int], int] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     def clear(self) -> None:
         self.pieces.clear()
         self.counts.clear()
+        self.first.clear()
 
 
 def _gather(
@@ -120,6 +127,7 @@ def _gather(
                 batch.began = time.monotonic()
             batch.pieces.append(store.read(records))
             batch.counts.update(metrics.by_topic(records))
+            batch.first = {(r.topic, r.partition): r.offset for r in reversed(records)} | batch.first
         left_s = batch.began + linger_s - time.monotonic()
         if not batch.pieces or left_s <= 0 or batch.counts.total() >= batch_records:
             break
@@ -130,8 +138,8 @@ def _gather(
 class _Writing:
     """The batch that the store is at; its positions are committed once it is written."""
 
-    def __init__(self, client: Consumer, store: Store) -> None:
-        self._client, self._store = client, store
+    def __init__(self, bootstrap: str, client: Consumer, store: Store) -> None:
+        self._bootstrap, self._client, self._store = bootstrap, client, store
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sink-write")
         self._at: tuple[Future[None], _Batch] | None = None
 
@@ -152,7 +160,23 @@ class _Writing:
         member = _commit(self._client, batch.places)
         failpoints.hit("sink.committed")
         metrics.batch_done(batch.counts, [], time.monotonic() - batch.began)
+        if not member:
+            self._delete_again(batch)
         return member
+
+    def _delete_again(self, batch: _Batch) -> None:
+        """Carry out whatever deletions there are behind the batch's begin.
+
+        It was written late: whoever had its partitions by then may have deleted a row that it has just brought back.
+        """
+        deletions = [
+            record
+            for (topic, partition), offset in batch.first.items()
+            for record in kafka.read_to_end(self._bootstrap, topic, [partition], start=offset)
+            if record.value is None
+        ]
+        log.warning("a batch was written late; %d deletions are carried out again", len(deletions))
+        self._store.write([self._store.read(deletions)])
 
     def close(self) -> None:
         self._writer.shutdown()

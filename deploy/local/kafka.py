@@ -46,8 +46,9 @@ JVM_OPTIONS = (
 FORMAT_TIMEOUT_S = 60
 STARTED_LINE, TRAINING_LIMIT_S = "Kafka Server started", 90
 
-# Why each: replication 1 because there is one node; a long session because a lone broker that stood still has no other
-# to take its place, and being fenced would only cost it its leaders; short rebalance and transaction times because
+# Why each: replication 1 because there is one node; small segments because a killed broker reads the last one of each
+# partition before it starts, and its coordinators theirs; a long session because a lone broker that stood still has no
+# other to take its place, and being fenced would only cost it its leaders; short rebalance and transaction times as
 # people wait (left at 10 s, that clean-up doubles the time for which a dead process's open transaction holds up readers
 # and heirs); fsync is left to the system (a killed process loses nothing that it wrote, only a power cut could).
 SERVER_PROPERTIES = """\
@@ -74,6 +75,9 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+log.segment.bytes=67108864
+offsets.topic.segment.bytes=4194304
+transaction.state.log.segment.bytes=4194304
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 num.network.threads=2
 num.io.threads=4

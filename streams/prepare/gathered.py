@@ -61,6 +61,12 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
         _gather(store, files, rest.replace_schema_metadata(None), set(digests))
 
 
+def gather(store: ArtifactStore, shards: Sequence[ShardRef]) -> None:
+    """Gather what was not yet, so that a start has little left to open. Raises as `remembered`."""
+    for _ in remembered(store, shards):
+        pass
+
+
 def _pieces(table: pa.Table) -> Iterator[pa.Table]:
     """As much at a time as one may well hold as Python's rows, and be silent over."""
     for start in range(0, table.num_rows, PIECE_ROWS):

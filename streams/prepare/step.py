@@ -26,13 +26,14 @@ from streams.erased import Nobody, Suppression
 from streams.kafka import Out, Record
 from streams.prepare.admit import Admission
 from streams.prepare.augment import augmented
-from streams.prepare.gathered import remembered
+from streams.prepare.gathered import gather, remembered
 from streams.prepare.read import Crew
 from streams.prepare.rules import RULES_VERSION
 from streams.prepare.shard import counted, put_shard, ref_of
 
 log = logging.getLogger(__name__)
-GROUP = "prepare"
+GROUP, SHARDS = "prepare", "training.shards"
+GATHER_EVERY = 500
 Place = tuple[str, int]
 
 
@@ -52,6 +53,7 @@ class PrepareStep:
         self._budget, self._erased = budget or Budget(), erased or Nobody()
         self._admission = Admission()
         self._crew = Crew(policies, helpers)
+        self._said = 0  # shards since they were last gathered
 
     def assigned(self, partitions: list[Place]) -> None:
         self._admission = Admission()
@@ -59,6 +61,9 @@ class PrepareStep:
             self._admission.remember(table)
 
     def handle(self, batch: list[Record]) -> list[Out]:
+        if self._said >= GATHER_EVERY:  # all of them are committed: what was not has its state rebuilt
+            gather(self._store, [ref_of(shard) for shard in self._committed_shards()])
+            self._said = 0
         self._erased.refresh()
         outs: list[Out] = []
         by_place: dict[Place, list[Record]] = defaultdict(list)
@@ -66,6 +71,7 @@ class PrepareStep:
             by_place[record.topic, record.partition].append(record)
         for place, records in by_place.items():
             outs += self._partition(place, records)
+        self._said += sum(out.topic == SHARDS for out in outs)
         return outs
 
     def _partition(self, place: Place, records: list[Record]) -> list[Out]:
@@ -138,7 +144,7 @@ class _Draft:
 def read_committed_shards(bootstrap: str) -> list[ShardWritten]:
     """The last committed `ShardWritten` of every shard (one that was rewritten is said again), from the topic."""
     shards: dict[str, ShardWritten] = {}
-    for record in kafka.read_to_end(bootstrap, "training.shards"):
+    for record in kafka.read_to_end(bootstrap, SHARDS, settled=True):
         if record.value is not None:
             shard = kafka.decode(record)[1]
             shards[shard.shard_id] = shard

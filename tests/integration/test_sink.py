@@ -24,6 +24,7 @@ from streams.clickhouse import connect, rows
 from streams.kafka import Out, Record
 from streams.monitor import land
 from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
+from streams.watchdog import LostMembershipError
 from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since, until
 from tests.examples import example
 
@@ -343,6 +344,24 @@ def test_a_key_that_two_partitions_delete_keeps_what_each_says_after(bench) -> N
     publish(bench.bootstrap, [said[1]])
     bench.land(["training.raw"])
     assert bench.count(e.RecordSubmitted) == 1
+
+
+def test_a_batch_written_after_others_went_on_brings_nothing_back(bench, monkeypatch) -> None:
+    """A process that slept past its session: the heir has carried out a deletion of what the sleeper then writes."""
+    topic, (gone, kept) = "usage.feedback", (example(e.FeedbackGiven, bench.model) for _ in range(2))
+    publish(bench.bootstrap, [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)])
+    monkeypatch.setattr(sink, "_commit", lambda client, places: not places or places[0].offset == 0)
+
+    class Asleep(ClickHouseStore):
+        def write(self, pieces: list[land.Rows]) -> None:
+            if any(piece.tables for piece in pieces):
+                publish(bench.bootstrap, [Out(topic, gone.feedback_id.encode(), None, partition=0)])
+            super().write(pieces)
+
+    with Running(bench.loop(Asleep(connect(bench.url), kafka.producer(bench.bootstrap)), [topic])) as running:
+        assert isinstance(running.ended(), LostMembershipError)
+    until(lambda: bench.count(e.FeedbackGiven) == 1, 10, "what was deleted meanwhile gone again")
+    assert bench.count(e.FeedbackGiven, f"feedback_id = '{kept.feedback_id}'") == 1
 
 
 def test_it_stops_when_told(bench) -> None:

@@ -305,6 +305,22 @@ def test_a_process_that_hangs_ends_itself_and_leaves_its_group(kafka_bootstrap) 
     until(lambda: members(kafka_bootstrap, group) == 0, 5, "no member left behind")
 
 
+@pytest.mark.parametrize("end", ["commit_transaction", "abort_transaction"])
+def test_a_settled_reader_waits_for_what_is_open(kafka_bootstrap, end: str) -> None:
+    topic = fresh_topic(kafka_bootstrap, "open", 2)
+    publish(kafka_bootstrap, [Out(topic, b"k", b"before", [], 0)])
+    writer = kafka.producer(kafka_bootstrap, transactional_id=fresh("writer"))
+    writer.init_transactions(30)
+    writer.begin_transaction()
+    kafka.produce(writer, Out(topic, b"k", b"within", [], 0))
+    writer.flush(10)
+    assert [record.value for record in kafka.read_to_end(kafka_bootstrap, topic)] == [b"before"]
+    ending = threading.Timer(1.0, getattr(writer, end))
+    ending.start()
+    seen = [record.value for record in kafka.read_to_end(kafka_bootstrap, topic, settled=True)]
+    assert not ending.is_alive() and seen == [b"before", b"within"][: 2 if end == "commit_transaction" else 1]
+
+
 def test_a_topic_that_is_not_there_is_not_an_empty_one(kafka_bootstrap) -> None:
     """State is rebuilt from topics: taking an absent one for empty would number every version from 1 again."""
     with pytest.raises(KafkaException, match="Unknown topic"):
