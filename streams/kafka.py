@@ -9,17 +9,26 @@ import faulthandler
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
-from schemas.topics import DEAD_LETTER_BYTES, all_topics
+from schemas.topics import CONSUMER_GROUPS, DEAD_LETTER_BYTES, all_topics
 
 log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75
@@ -228,6 +237,9 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
+    wait_until_known(admin, [topic.topic for topic in missing], timeout_s)
+    if missing:
+        _wait_for_coordinators(admin, timeout_s)
     sizes = [
         ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=[
             ConfigEntry("max.message.bytes", str(topic.max_bytes), incremental_operation=AlterConfigOpType.SET)
@@ -236,6 +248,37 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
     ]  # fmt: skip
     for future in admin.incremental_alter_configs(sizes).values() if sizes else ():
         future.result(timeout_s)
+
+
+def wait_until_known(admin: AdminClient, topics: list[str], timeout_s: float = 30.0) -> None:
+    """Return once the broker names these topics: the controller, which creates them, knows of them earlier.
+
+    Raises `TimeoutError`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while missing := set(topics) - set(admin.list_topics(timeout=timeout_s).topics):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"topics that were created are not there within {timeout_s:.0f} s: {sorted(missing)}")
+        time.sleep(0.02)
+
+
+def _wait_for_coordinators(admin: AdminClient, timeout_s: float) -> None:
+    """Return once every group can be asked for its offsets: a broker makes their topic when that is asked first.
+
+    Raises `KafkaException`, `TimeoutError`.
+    """
+    deadline = time.monotonic() + timeout_s
+    for group in CONSUMER_GROUPS:
+        while True:
+            try:
+                asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=3)
+                asked[group].result(5)
+            except (KafkaException, TimeoutError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                break
 
 
 def partitions_of(client: Consumer, topic: str, timeout_s: float = 15.0) -> list[int]:

@@ -28,6 +28,7 @@ def fresh(word: str) -> str:
 def fresh_topic(bootstrap: str, word: str, partitions: int = 1, **config: str) -> str:
     admin, name = AdminClient({"bootstrap.servers": bootstrap}), fresh(word)
     admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
+    kafka.wait_until_known(admin, [name])
     return name
 
 

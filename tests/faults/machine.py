@@ -100,6 +100,7 @@ class Machine:
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         for future in admin.create_topics(topics).values():
             future.result(30)
+        kafka.wait_until_known(admin, [topic.topic for topic in topics])
         self.feed = Feed(self.bootstrap, self._seed, self.lanes)
         self.aborter = Aborter(self.bootstrap, self._seed)
         slots = QUICK_SLOTS if self.pace is QUICK else SLOTS

@@ -68,7 +68,7 @@ class Story:
         for event in said:
             self.time_ms += 1_000
             records.append(self.record(kafka.out(event, source="test", time_ms=self.time_ms, **attributes)))
-        self.landing.write(records)
+        self.landing.write([self.landing.read(records)])
         return records
 
     def submitted(self, completion: str, **fields: Any) -> e.RecordSubmitted:
@@ -78,7 +78,7 @@ class Story:
     def prepare(self, *said: e.RecordSubmitted) -> e.ShardWritten:
         outs = self.step.handle(self.land(*said))
         shards = [self.record(out) for out in outs if out.topic == "training.shards"]
-        self.landing.write(shards)
+        self.landing.write([self.landing.read(shards)])
         (shard,) = [kafka.decode(record)[1] for record in shards]
         return shard
 
