@@ -37,7 +37,8 @@ test-whole: $(READY)
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
 test-parts: lint
-	@nice $(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/containers -n 2 --dist loadfile --durations=10
+	@nice $(BIN)/python -m pytest tests/unit tests/contract -n 2
+	@nice $(BIN)/python -m pytest tests/integration tests/containers --durations=10
 
 test-long: $(READY)
 	@$(BIN)/python -m pytest -m long

@@ -195,7 +195,7 @@ def run(
     reporter = kafka.producer(bootstrap, linger_ms=0)
     places = Places(client, topic)
     held: dict[str, list[Out]] = {}  # by origin: a result whose partition was away when it was there
-    unwatch, member = metrics.watch_group(bootstrap, group), Membership(client, bootstrap, group)
+    unwatch, member = metrics.watch_group(bootstrap, group), Membership(client, bootstrap, group, transactional_id)
     budget, failures = Budget(), 0
     idle_at: set[tuple[str, int, int]] = set()
     try:

@@ -73,7 +73,7 @@ def run(
         batch.clear()
 
     client.subscribe(topics, on_assign=on_assign, on_revoke=on_revoke)
-    watched, member = metrics.Watched(client), Membership(client, bootstrap, group)
+    watched, member = metrics.Watched(client), Membership(client, bootstrap, group, instance)
     idle_at: set[tuple[str, int, int]] = set()
     try:
         while not stop.is_set():

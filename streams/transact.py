@@ -59,7 +59,7 @@ def run(
         batch.clear()
 
     client.subscribe(topics, on_assign=on_assign, on_revoke=on_revoke)
-    watched, member = metrics.Watched(client), Membership(client, bootstrap, group)
+    watched, member = metrics.Watched(client), Membership(client, bootstrap, group, transactional_id)
     idle_at: set[tuple[str, int, int]] = set()
     failures = 0  # in a row
     try:

@@ -32,8 +32,8 @@ class LostMembershipError(RuntimeError):
 class Membership:
     """A loop's place in its group."""
 
-    def __init__(self, client: Consumer, bootstrap: str, group: str) -> None:
-        self._client, self._bootstrap, self._group = client, bootstrap, group
+    def __init__(self, client: Consumer, bootstrap: str, group: str, instance: str = "") -> None:
+        self._client, self._bootstrap, self._group, self._instance = client, bootstrap, group, instance
         self._well_at = time.monotonic()
 
     def check(self) -> None:
@@ -52,6 +52,8 @@ class Membership:
             group = admin.describe_consumer_groups([self._group], request_timeout=5)[self._group].result(5)
         except (KafkaException, TimeoutError):  # no broker, no group to be in
             return True
+        if self._instance:  # who else joins under this name has it, and this one is told by an error
+            return self._instance in {member.group_instance_id for member in group.members}
         return self._client.memberid() in {member.member_id for member in group.members}
 
 

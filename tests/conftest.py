@@ -11,6 +11,7 @@ import pytest
 
 from deploy.local import kafka as local_kafka
 from deploy.local.errors import LocalPartError
+from streams import kafka, transaction
 from tests import parts
 
 
@@ -27,6 +28,16 @@ def a_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 kafka_bootstrap = pytest.fixture(scope="session")(a_broker)
 # For a module whose records would be others' backlog, or theirs its own.
 own_bootstrap = pytest.fixture(scope="module")(a_broker)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Loops run inside the tests' own process, which a limit for a busy machine's requests would end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kafka, "TRANSACTION_LIMIT_S", 60.0)
+        patch.setattr(kafka, "COMMIT_LIMIT_S", 60.0)
+        patch.setattr(transaction, "START_OVER_LIMIT_S", 60.0)
+        yield
 
 
 @pytest.fixture(scope="session")
