@@ -32,7 +32,7 @@ from tests.faults import feed, judge
 from tests.faults.feed import TOPICS, Aborter, Feed
 from tests.faults.oracle import Verdict
 from tests.faults.proxy import Proxy
-from tests.faults.slots import PATIENCE_S, Ending, Slot, Supervisor, until
+from tests.faults.slots import PATIENCE_S, Ending, Slot, StuckError, Supervisor, until
 from tests.faults.steps import COPIED, COPY_DEAD, NUMBERS
 
 GROUPS = {"copy": "copy", "prepare": "prepare", "sink": "monitor", "work": "work"}
@@ -78,12 +78,16 @@ class Machine:
     def __enter__(self) -> Machine:
         try:
             self._start()
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error), error)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None = None, *_: object) -> None:
+        if isinstance(error, (StuckError, AssertionError)):
+            for slot in self.supervisor.slots:
+                endings = [ending.code for ending in slot.endings]
+                print(f"--- {slot.name} ({endings}):\n{slot.tail(1_500)}", file=sys.stderr)
         self.supervisor.close()
         self.proxy.close()
 
@@ -239,8 +243,11 @@ class Machine:
         """Wait until the lane's processes have started."""
         until(lambda: all(slot.ready() for slot in self.running(lane)), PATIENCE_S, f"{lane} ready")
 
-    def settle(self, timeout_s: float = 120.0) -> None:
-        """Wait until everything that was said is dealt with. The feed must be at rest."""
+    def settle(self, timeout_s: float = 300.0) -> None:
+        """Wait until everything that was said is dealt with. The feed must be at rest.
+
+        An erasure takes 30 s, 75 s on a busy machine, and begins anew where the broker died under it.
+        """
         self.feed.flush()
         for lane in self.lanes:
             until(lambda lane=lane: self._done(lane), timeout_s, f"lag 0 of {lane}", every_s=0.2)

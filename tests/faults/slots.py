@@ -131,8 +131,9 @@ class Slot:
                 self._spawn("", {})
 
     def tail(self, characters: int = 3_000) -> str:
-        """The end of what it printed."""
-        return (self.folder / f"{self.name}.out").read_text(errors="replace")[-characters:]
+        """The end of what it printed, without the client's lines of a broker that is away."""
+        lines = (self.folder / f"{self.name}.out").read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if "|rdkafka#" not in line)[-characters:]
 
 
 class Supervisor:
