@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Message,
@@ -29,6 +28,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
 from schemas.topics import CONSUMER_GROUPS, DEAD_LETTER_BYTES, all_topics
+from streams import lag
 
 log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75
@@ -239,7 +239,7 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
                 raise
     wait_until_known(admin, [topic.topic for topic in missing], timeout_s)
     if missing:
-        _wait_for_coordinators(admin, timeout_s)
+        _wait_for_coordinators(bootstrap, timeout_s)
     sizes = [
         ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=[
             ConfigEntry("max.message.bytes", str(topic.max_bytes), incremental_operation=AlterConfigOpType.SET)
@@ -262,23 +262,27 @@ def wait_until_known(admin: AdminClient, topics: list[str], timeout_s: float = 3
         time.sleep(0.02)
 
 
-def _wait_for_coordinators(admin: AdminClient, timeout_s: float) -> None:
+def _wait_for_coordinators(bootstrap: str, timeout_s: float) -> None:
     """Return once every group can be asked for its offsets: a broker makes their topic when that is asked first.
 
-    Raises `KafkaException`, `TimeoutError`.
+    Raises `KafkaException`.
     """
     deadline = time.monotonic() + timeout_s
+    anywhere = [TopicPartition(all_topics()[0].name, 0)]
     for group in CONSUMER_GROUPS:
-        while True:
-            try:
-                asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=3)
-                asked[group].result(5)
-            except (KafkaException, TimeoutError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-            else:
-                break
+        client = lag.asking(bootstrap, group)
+        try:
+            while True:
+                try:
+                    client.committed(anywhere, timeout=3)
+                except KafkaException:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+                else:
+                    break
+        finally:
+            client.close()
 
 
 def partitions_of(client: Consumer, topic: str, timeout_s: float = 15.0) -> list[int]:
@@ -293,17 +297,18 @@ def read_to_end(
     bootstrap: str, topic: str, partitions: list[int] | None = None, timeout_s: float = 30.0, start: int = 0,
     settled: bool = False,
 ) -> Iterator[Record]:  # fmt: skip
-    """Every committed record of a topic as it stands now, without a group. Raises `TimeoutError`.
+    """Every committed record of a topic as it stands now, without a group. Raises `KafkaException`, `TimeoutError`.
 
-    A transaction that was committed a moment ago may not show yet, for its markers come later; `settled` waits until
-    every transaction that had begun has ended and shows.
+    What comes meanwhile is left out: on a busy topic there would be no end. A transaction that was committed a moment
+    ago may not show yet, for its markers come later; `settled` waits until every transaction that had begun has ended
+    and shows.
     """
     reader = consumer(bootstrap, "unused-no-group", **{"enable.partition.eof": True})
     try:
         wanted = partitions_of(reader, topic) if partitions is None else partitions
-        ends = _ends(bootstrap, topic, wanted) if settled else dict.fromkeys(wanted, 0)
-        reader.assign([TopicPartition(topic, number, start) for number in wanted])
-        left, idle_s = set(wanted), 0.0
+        ends = _ends(bootstrap, topic, wanted, settled)
+        left, idle_s = {number for number in wanted if ends[number] > start}, 0.0
+        reader.assign([TopicPartition(topic, number, start) for number in left])
         while left:
             message = reader.poll(0.5)
             idle_s = idle_s + 0.5 if message is None else 0.0
@@ -311,24 +316,36 @@ def read_to_end(
                 raise TimeoutError(f"{topic}: no end of partitions {sorted(left)} within {timeout_s} s")
             if message is None:
                 continue
-            error = message.error()
-            if error is None:
+            number, offset, error = message.partition() or 0, message.offset() or 0, message.error()
+            if error is None and offset < ends[number]:
                 yield record_of(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                number, offset = message.partition() or 0, message.offset() or 0
-                if offset >= ends[number]:
-                    left.discard(number)
+            over = offset >= ends[number] - (error is None)
+            if over and (error is None or error.code() == KafkaError._PARTITION_EOF):
+                left.discard(number)
+                reader.pause([TopicPartition(topic, number)])
     finally:
         reader.close()
 
 
-def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
-    """Where each partition ends, with what is not committed yet."""
-    asking = consumer(bootstrap, "unused-no-group", **{"isolation.level": "read_uncommitted"})
+def _ends(bootstrap: str, topic: str, partitions: list[int], settled: bool) -> dict[int, int]:
+    """Where each partition ends: if `settled` with what is not committed yet, else before it."""
+    asking = consumer(
+        bootstrap, "unused-no-group", **{"isolation.level": "read_uncommitted" if settled else "read_committed"}
+    )
     try:
-        return {
-            number: asking.get_watermark_offsets(TopicPartition(topic, number), timeout=15)[1] for number in partitions
-        }
+        return {number: _end(asking, TopicPartition(topic, number)) for number in partitions}
     finally:
         asking.close()
+
+
+def _end(asking: Consumer, place: TopicPartition, timeout_s: float = 15.0) -> int:
+    """Where a partition ends; one that was created just now, or whose broker was, may not have its leader yet."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return int(asking.get_watermark_offsets(place, timeout=timeout_s)[1])
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 

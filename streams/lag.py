@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 Place = tuple[str, int]
 NOTE_EVERY_S = 1.0
@@ -60,20 +59,32 @@ class ConsumerLag:
         return None if end < 0 else max(0, end - (offset if offset >= 0 else max(low, 0)))
 
 
-def of_group(admin: AdminClient, group: str, timeout_s: float) -> dict[Place, int]:
-    """Records between a group's committed offsets and the ends of those partitions; empty where it committed nothing.
+def asking(bootstrap: str, group: str) -> Consumer:
+    """A consumer that asks about a group and never joins it.
 
-    Raises `KafkaException`, `TimeoutError`.
+    Not an `AdminClient`: its `list_consumer_group_offsets` ends the process (librdkafka 2.16 follows a null pointer)
+    where a broker answers that it is not the group's coordinator, as one that has just started does.
     """
-    request = [ConsumerGroupTopicPartitions(group)]
-    answer = admin.list_consumer_group_offsets(request)[group].result(timeout_s).topic_partitions
-    committed = {(place.topic, place.partition): place.offset for place in answer if place.offset >= 0}
-    if not committed:
-        return {}
-    ends = admin.list_offsets({TopicPartition(*place): OffsetSpec.latest() for place in committed})
+    return Consumer({
+        "bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False,
+        "isolation.level": "read_uncommitted", "log_level": 0,
+    })  # fmt: skip
+
+
+def committed(client: Consumer, timeout_s: float) -> dict[Place, int]:
+    """The offsets that the group of `client` has committed. Raises `KafkaException`."""
+    topics = client.list_topics(timeout=timeout_s).topics
+    places = [TopicPartition(name, number) for name, topic in topics.items() for number in topic.partitions]
+    found = client.committed([place for place in places if not place.topic.startswith("__")], timeout=timeout_s)
+    return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
+
+
+def of_group(client: Consumer, timeout_s: float) -> dict[Place, int]:
+    """Records between the committed offsets of `client`'s group and the ends of those partitions.
+
+    Empty where it committed nothing. Raises `KafkaException`.
+    """
     return {
-        (place.topic, place.partition): max(
-            0, future.result(timeout_s).offset - committed[place.topic, place.partition]
-        )
-        for place, future in ends.items()
+        place: max(0, client.get_watermark_offsets(TopicPartition(*place), timeout=timeout_s)[1] - offset)
+        for place, offset in committed(client, timeout_s).items()
     }

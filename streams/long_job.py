@@ -125,11 +125,24 @@ def _step_back() -> None:
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
+def _end_with_parent() -> None:
+    """Whoever takes a dead parent's place does its job as well, and two that do one may undo each other's work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "not a child"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()
+
+
 def child_main(pipe: Connection, module: str, args: tuple[Any, ...]) -> None:
     """The child's side: import, say so, then work on each request until the parent is gone.
 
     Errors of the work travel back as text and leave the child warm.
     """
+    _end_with_parent()
     _step_back()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

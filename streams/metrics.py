@@ -20,7 +20,6 @@ from operator import attrgetter
 
 import msgspec
 from confluent_kafka import Consumer, KafkaException
-from confluent_kafka.admin import AdminClient
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -37,7 +36,7 @@ from prometheus_client.registry import Collector
 from schemas.events import ShardWritten
 from schemas.topics import TOPIC_OF, TOPICS
 from streams.kafka import Out, Record
-from streams.lag import ConsumerLag, Place, of_group
+from streams.lag import ConsumerLag, Place, asking, of_group
 
 log = logging.getLogger(__name__)
 WINDOW_S = 10
@@ -119,7 +118,7 @@ class Lag(Collector):
         for source in list(self._sources):
             try:
                 found |= source()
-            except (KafkaException, TimeoutError) as error:  # the broker is away; the rest is worth saying
+            except KafkaException as error:  # the broker is away; the rest is worth saying
                 log.warning("lag unknown: %s", error)
         for (topic, partition), records in sorted(found.items()):
             family.add_metric([topic, str(partition)], records)
@@ -163,8 +162,8 @@ def watch_group(bootstrap: str, group: str) -> Callable[[], None]:
 
     A paused one hears nothing of new ends, and Faust's client is not ours. Returns what ends it.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-    return _lag.watch(lambda: of_group(admin, group, GROUP_LAG_TIMEOUT_S))
+    client = asking(bootstrap, group)
+    return _lag.watch(lambda: of_group(client, GROUP_LAG_TIMEOUT_S))
 
 
 def listen(process: str, host: str, port: int) -> bool:

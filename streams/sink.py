@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -90,6 +90,9 @@ def run(
             else:
                 idle_at = kafka.commit_idle(client, idle_at)
         writing.settle()
+    except (KafkaException, LostMembershipError):
+        writing.delete_again()  # its place in the group is gone: what is being written comes late
+        raise
     finally:
         writing.close()
         watched.close()
@@ -142,9 +145,12 @@ class _Writing:
         self._bootstrap, self._client, self._store = bootstrap, client, store
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sink-write")
         self._at: tuple[Future[None], _Batch] | None = None
+        # Where that begins, by partition, of which no commit has said that it was ours when it was written.
+        self._unsure: dict[tuple[str, int], int] = {}
 
     def begin(self, batch: _Batch) -> None:
         """Have a batch written; only after `settle`."""
+        self._unsure = batch.first | self._unsure
         self._at = self._writer.submit(self._store.write, batch.pieces), batch
 
     def settle(self) -> bool:
@@ -157,44 +163,52 @@ class _Writing:
         (written, batch), self._at = self._at, None
         written.result()
         failpoints.hit("sink.written")
-        member = _commit(self._client, batch.places)
+        error = _commit(self._client, batch.places)
         failpoints.hit("sink.committed")
         metrics.batch_done(batch.counts, [], time.monotonic() - batch.began)
-        if not member:
-            self._delete_again(batch)
-        return member
+        if error is None:
+            self._unsure.clear()
+        lost = error is not None and (error.fatal() or error.code() in LOST)
+        if lost:
+            self.delete_again()
+        return not lost
 
-    def _delete_again(self, batch: _Batch) -> None:
-        """Carry out whatever deletions there are behind the batch's begin.
+    def delete_again(self) -> None:
+        """Carry out whatever deletions there are behind the begin of what may have been written late.
 
-        It was written late: whoever had its partitions by then may have deleted a row that it has just brought back.
+        Whoever had its partitions by then may have deleted a row that it has just brought back.
         """
-        deletions = [
-            record
-            for (topic, partition), offset in batch.first.items()
-            for record in kafka.read_to_end(self._bootstrap, topic, [partition], start=offset)
-            if record.value is None
-        ]
-        log.warning("a batch was written late; %d deletions are carried out again", len(deletions))
+        if self._at is not None:
+            wait([self._at[0]])
+        if not self._unsure:
+            return
+        deletions = []
+        for (topic, partition), offset in self._unsure.items():
+            for record in kafka.read_to_end(self._bootstrap, topic, [partition], start=offset):
+                metrics.heartbeat()
+                if record.value is None:
+                    deletions.append(record)
+        log.warning("a batch may have been written late; %d deletions are carried out again", len(deletions))
         self._store.write([self._store.read(deletions)])
+        self._unsure.clear()
 
     def close(self) -> None:
         self._writer.shutdown()
 
 
-def _commit(client: Consumer, places: list[TopicPartition]) -> bool:
-    """False where the group does not know this consumer any more."""
+def _commit(client: Consumer, places: list[TopicPartition]) -> KafkaError | None:
+    """Why the offsets are not committed; the rows stand, and are at most written once more."""
     if not places:
-        return True
+        return None
     try:
         with kafka.at_most(kafka.COMMIT_LIMIT_S, "a commit", client):
             client.commit(offsets=places, asynchronous=False)
-        metrics.COMMITS.inc()
     except KafkaException as error:
-        # The rows stand; a lost commit only means that they are written once more.
-        log.warning("offsets not committed: %s", error.args[0].str())
-        return error.args[0].code() not in LOST
-    return True
+        reason: KafkaError = error.args[0]
+        log.warning("offsets not committed: %s", reason.str())
+        return reason
+    metrics.COMMITS.inc()
+    return None
 
 
 def _resumed(client: Consumer, store: Store, place: TopicPartition) -> TopicPartition:

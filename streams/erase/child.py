@@ -58,9 +58,9 @@ class Erasure:
         self._rows = 0
 
     def done(self) -> dict[str, Any]:
-        """What the receipt says. Where the request has lost its subject all is done, and noted what was."""
+        """What the receipt says, and what is to be said of shards."""
         if not self._event.subject_id:
-            return msgspec.json.decode(self._store.read_bytes(self._notes))  # type: ignore[no-any-return]
+            return self._said_before()
         time.sleep(max(0.0, self._asked_ms / 1000 + 3 * erased.STALE_S - time.time()))
         # What an attempt before this one deleted and did not see compacted.
         self._doomed = deleted_already(self._bootstrap, self._subject)
@@ -74,10 +74,17 @@ class Erasure:
         failpoints.hit("erase.compacted")
         # Once more: a process that was just starting may have gathered what the shards said before.
         gathered.forget(self._store, self._standing(changed))
-        said = {"tombstones": self._counted, "shards": changed, "adapters": taught, "rows": self._rows}
-        self._store.put_bytes(self._notes, msgspec.json.encode(said))
+        receipt = {"tombstones": self._counted, "rewritten": len(changed), "adapters": taught, "rows": self._rows}
+        noted = msgspec.json.encode({"receipt": receipt, "shards": [one.shard_id for one in changed]})
+        self._store.put_bytes(self._notes, noted)
         self._forget_the_name()
-        return msgspec.to_builtins(said)  # type: ignore[no-any-return]
+        return msgspec.to_builtins(receipt | {"shards": changed})  # type: ignore[no-any-return]
+
+    def _said_before(self) -> dict[str, Any]:
+        """Of a request that has lost its subject all is done, and noted what was. Others may have gone on since."""
+        noted = msgspec.json.decode(self._store.read_bytes(self._notes))
+        said = [one for one in read_committed_shards(self._bootstrap) if one.shard_id in noted["shards"]]
+        return noted["receipt"] | {"shards": msgspec.to_builtins(shards.outdated(self._store, said))}  # type: ignore[no-any-return]
 
     @property
     def _notes(self) -> str:

@@ -50,9 +50,9 @@ class EraseJob:
         adapters = [msgspec.convert(one, TaughtBy) for one in result["adapters"]]
         receipt = ErasureCompleted(
             erasure_id=event.erasure_id, subject_hash=event.subject_hash, tombstones=result["tombstones"],
-            shards=len(shards), rows=result["rows"], adapters=adapters, seconds=elapsed_s,
+            shards=result["rewritten"], rows=result["rows"], adapters=adapters, seconds=elapsed_s,
         )
-        log.info("%s: done, %d shards rewritten in %.0f s", event.erasure_id, len(shards), elapsed_s)
+        log.info("%s: done, %d shards rewritten in %.0f s", event.erasure_id, receipt.shards, elapsed_s)
         retrain = sorted({one.model for one in adapters if self._retrains(one.model)})
         again = [TrainingRequested(model=name, reason=event.erasure_id, from_base=True) for name in retrain]
         return [self._out(fact, envelope) for fact in (*shards, receipt, *again)]
@@ -72,7 +72,7 @@ class EraseJob:
 def receipt(bootstrap: str, erasure_id: str) -> ErasureCompleted | None:
     """The receipt of an erasure, None where there is none yet."""
     found = None
-    for record in kafka.read_to_end(bootstrap, TOPIC):
+    for record in kafka.read_to_end(bootstrap, TOPIC, settled=True):  # it may be of the transaction before this one
         if record.value is not None:
             _, event = kafka.decode(record)
             if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:

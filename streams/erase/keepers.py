@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import BY_NAME
-from streams import kafka
+from streams import kafka, lag
 from streams.erase.find import Place
 from streams.kafka import Out
 
@@ -39,20 +38,20 @@ def delete(bootstrap: str, doomed: dict[Place, set[bytes]]) -> dict[Place, int]:
 
 def wait_until_passed(bootstrap: str, marks: dict[Place, int], timeout_s: float) -> None:
     """Return once each keeper has committed past the marks of the topics it reads. Raises `TimeoutError`."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
     deadline = time.monotonic() + timeout_s
     for group in KEEPERS:
         reads = {name for name, topic in BY_NAME.items() if group in topic.consumers}
         wanted = {place: at for place, at in marks.items() if place[0] in reads}
-        while behind := _behind(admin, group, wanted):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{group} has not passed the deletions in {behind} within {timeout_s:.0f} s")
-            time.sleep(0.3)
+        client = lag.asking(bootstrap, group)
+        try:
+            while behind := _behind(client, wanted):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{group} has not passed the deletions in {behind} within {timeout_s:.0f} s")
+                time.sleep(0.3)
+        finally:
+            client.close()
 
 
-def _behind(admin: AdminClient, group: str, wanted: dict[Place, int]) -> list[Place]:
-    if not wanted:
-        return []
-    asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
-    committed = {(one.topic, one.partition): one.offset for one in asked.result(30).topic_partitions}
-    return [place for place, at in wanted.items() if committed.get(place, -1) <= at]
+def _behind(client: Consumer, wanted: dict[Place, int]) -> list[Place]:
+    committed = client.committed([TopicPartition(*place) for place in wanted], timeout=30) if wanted else []
+    return [(one.topic, one.partition) for one in committed if one.offset <= wanted[one.topic, one.partition]]

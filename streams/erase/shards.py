@@ -41,6 +41,12 @@ def rewrite(
     return changed
 
 
+def outdated(store: ArtifactStore, shards: Iterable[ShardWritten]) -> list[ShardWritten]:
+    """The events of those that were rewritten since this was said of them."""
+    standing = [(said, get_shard(store, ref_of(said))[0]) for said in shards]
+    return [_said_again(store, said, ref) for said, ref in standing if ref.digest != said.digest]
+
+
 def _theirs(row: dict[str, object], subject_id: str, inferences: set[str]) -> bool:
     return row["subject_id"] == subject_id or row["inference_id"] in inferences
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from deploy.addresses import METERED
 from deploy.demo.stage import MODEL
@@ -53,8 +52,7 @@ def test_status_names_every_process_its_address_and_its_lag(system: System) -> N
     try:
         until(lambda: last.append(behind()) or not last[-1], 30, "a lag of 0 of every consumer")
     except AssertionError:
-        admin = AdminClient({"bootstrap.servers": system.where.bootstrap})
-        places = {name: lag.of_group(admin, name, 5) for name in last[-1]}
+        places = {name: lag.of_group(lag.asking(system.where.bootstrap, name), 5) for name in last[-1]}
         pytest.fail(f"behind, at last: {last[-3:]}, committed: {places}")
     rows = {row["process"]: row for row in system.cli("status", "--format", "json").json}
     shards = {seen.body["shard_id"]: seen.body for seen in system.topic("training.shards", "ShardWritten")}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from schemas.codec import Envelope
@@ -14,7 +18,7 @@ from schemas.events import JobEnded, JobProgressed, JobRequested
 from streams import kafka, long_job, metrics
 from streams.kafka import Out
 from streams.long_job import WarmChild
-from tests.broker import Mark, Running, group_from, lag, mark, publish, since
+from tests.broker import Mark, Running, group_from, lag, mark, publish, since, until
 from tests.examples import example
 
 JOBS, PROGRESS = "training.jobs", "training.progress"
@@ -247,3 +251,25 @@ def test_stopping_in_the_middle_leaves_the_job_for_the_next_process(bench, tmp_p
     finally:
         WarmChild.close(heir)
     assert list(bench.ended()) == [job_id]
+
+
+def lonely(folder: str, pipe: Connection) -> None:
+    child = WarmChild("tests.slow_child", (folder,))
+    child.wait_warm(threading.Event())
+    child.ask({"job_id": "one", "seconds": 600})
+    pipe.send(child._process.pid)
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_the_child_of_a_parent_that_was_killed_goes_with_it(tmp_path: Path) -> None:
+    """Its work would be done twice at a time, by it and by the child of whoever takes its parent's place."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=lonely, args=(str(tmp_path), theirs))
+    parent.start()
+    child = psutil.Process(ours.recv())
+    until(lambda: (tmp_path / "one").exists(), 30, "the job begun")
+    parent.kill()
+    parent.join()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10, "the child gone")

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from clickhouse_connect.driver.client import Client
+from confluent_kafka import KafkaError, KafkaException
 
 from schemas import events as e
 from schemas.landing import table_name
@@ -346,20 +347,34 @@ def test_a_key_that_two_partitions_delete_keeps_what_each_says_after(bench) -> N
     assert bench.count(e.RecordSubmitted) == 1
 
 
-def test_a_batch_written_after_others_went_on_brings_nothing_back(bench, monkeypatch) -> None:
+@pytest.mark.parametrize("told_by", ["commit", "consume"])
+def test_a_batch_written_after_others_went_on_brings_nothing_back(bench, monkeypatch, told_by: str) -> None:
     """A process that slept past its session: the heir has carried out a deletion of what the sleeper then writes."""
     topic, (gone, kept) = "usage.feedback", (example(e.FeedbackGiven, bench.model) for _ in range(2))
     publish(bench.bootstrap, [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)])
-    monkeypatch.setattr(sink, "_commit", lambda client, places: not places or places[0].offset == 0)
+    writing, refused, messages_of = threading.Event(), threading.Event(), kafka.messages_of
+    if told_by == "commit":
+        lost = KafkaError(KafkaError.UNKNOWN_MEMBER_ID)
+        monkeypatch.setattr(sink, "_commit", lambda client, places: lost if places and places[0].offset else None)
+        refused.set()
+
+    def fenced(messages: list[Any]) -> list[Record]:
+        if told_by == "consume" and writing.is_set():
+            refused.set()
+            raise KafkaException(KafkaError(KafkaError._FATAL))
+        return messages_of(messages)
 
     class Asleep(ClickHouseStore):
         def write(self, pieces: list[land.Rows]) -> None:
             if any(piece.tables for piece in pieces):
+                writing.set()
+                refused.wait(30)
                 publish(bench.bootstrap, [Out(topic, gone.feedback_id.encode(), None, partition=0)])
             super().write(pieces)
 
+    monkeypatch.setattr(kafka, "messages_of", fenced)
     with Running(bench.loop(Asleep(connect(bench.url), kafka.producer(bench.bootstrap)), [topic])) as running:
-        assert isinstance(running.ended(), LostMembershipError)
+        assert isinstance(running.ended(), LostMembershipError if told_by == "commit" else KafkaException)
     until(lambda: bench.count(e.FeedbackGiven) == 1, 10, "what was deleted meanwhile gone again")
     assert bench.count(e.FeedbackGiven, f"feedback_id = '{kept.feedback_id}'") == 1
 
