@@ -24,6 +24,7 @@ from tests.faults.oracle import Verdict
 from tests.faults.plan import FAILPOINTS, KINDS, Strike
 
 REST_S = 0.5
+SLOW_S = 8.0  # from here on it is told which lane took so long
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -47,6 +48,8 @@ def strike(machine: Machine, strikes: list[Strike], random: Random) -> dict[str,
             f"{number:4}/{len(strikes)} {one.kind.name} ({one.lane}): recovered in {seconds:.1f} s, "
             f"{time.monotonic() - began:.0f} s in all, {machine.feed.events:,} events"
         )
+        if seconds > SLOW_S:
+            tell(f"     {', '.join(f'{lane} after {after:.1f} s' for lane, after in machine.recovered.items())}")
         time.sleep(REST_S)
     return times
 

@@ -45,7 +45,7 @@ NEVER_S = 120.0
 class Pace:
     """The clients' times. `LIVE` are the product's, but for the poll interval of jobs, which is a minute there."""
 
-    session_ms: int = 6_000
+    session_ms: int = 8_000
     transaction_ms: int = 10_000
     poll_ms: int = 6_500
     linger_s: float = 1.0
@@ -67,6 +67,7 @@ class Machine:
         self.slots: dict[str, list[Slot]] = {}
         self.hits: Counter[str] = Counter()
         self.erasures: list[str] = []
+        self.recovered: dict[str, float] = {}  # after the last fault, by lane
         self._seed = seed
         port, behind, before = free_ports(3)
         self.prepared = local_kafka.prepare(folder / "kafka", port, behind_proxy=(behind, before))
@@ -167,9 +168,11 @@ class Machine:
 
     def recovery(self, began: float, before: dict[str, dict[int, int]]) -> float:
         """Seconds from `began` until every one of these lanes has moved on everywhere; NEVER_S where they do not."""
-        left = set(before)
+        left, self.recovered = set(before), {}
         while left and time.monotonic() - began < NEVER_S:
-            left -= {lane for lane in left if self.moved(lane, before[lane])}
+            for lane in [lane for lane in left if self.moved(lane, before[lane])]:
+                left.discard(lane)
+                self.recovered[lane] = time.monotonic() - began
             time.sleep(0.05)
         return time.monotonic() - began if not left else NEVER_S
 
