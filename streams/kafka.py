@@ -32,15 +32,15 @@ from streams import lag
 
 log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75
-# Transactions take milliseconds, or until a killed broker is back. One that hangs must be over before the coordinator would
-# abort it of its own accord.
+# Transactions take milliseconds, or until a killed broker is back. One that hangs must be over before the coordinator
+# would abort it of its own accord.
 TRANSACTION_LIMIT_S = 8.0
 LEAVE_LIMIT_S = 1.0
 # A commit waits for a broker that is away, and answers once the session is lost; it has no time-out of its own.
 COMMIT_LIMIT_S = 20.0
 # With the defaults (45 s, 60 s) a crashed consumer's partitions stay unread for a minute. Not less than a killed local
-# broker takes to be back, which is 6 s after a million records: a static member whose session ends joins under a new id,
-# and its own requests of before are then refused as those of an impostor, for good.
+# broker takes to be back, which is 6 s after a million records: a static member whose session ends joins under a new
+# id, and its own requests of before are then refused as those of an impostor, for good.
 SESSION_TIMEOUT_MS = 8_000
 TRANSACTION_TIMEOUT_MS = 10_000
 # The default of 10 s has a client look the other way for that long when the broker is back.
