@@ -47,7 +47,7 @@ class Pace:
 
     session_ms: int = 8_000
     transaction_ms: int = 10_000
-    poll_ms: int = 6_500
+    poll_ms: int = 8_500
     linger_s: float = 1.0
 
 
