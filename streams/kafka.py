@@ -41,7 +41,7 @@ COMMIT_LIMIT_S = 20.0
 # With the defaults (45 s, 60 s) a crashed consumer's partitions stay unread for a minute. Not less than a killed local
 # broker takes to be back, which is 6 s after a million records: a static member whose session ends joins under a new
 # id, and its own requests of before are then refused as those of an impostor, for good.
-SESSION_TIMEOUT_MS = 8_000
+SESSION_TIMEOUT_MS = 7_000
 TRANSACTION_TIMEOUT_MS = 10_000
 # The default of 10 s has a client look the other way for that long when the broker is back.
 RECONNECT_MS = 1_000
@@ -150,7 +150,7 @@ def consumer(bootstrap: str, group: str, instance: str = "", /, **overrides: Any
             "enable.auto.commit": False, "auto.offset.reset": "earliest",
             "session.timeout.ms": SESSION_TIMEOUT_MS, "max.poll.interval.ms": 60_000,
             # The default of 3 s leaves no room for a late heartbeat within so short a session.
-            "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 3,
+            "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 10,  # an answer is how a member hears of a rebalance
             # Left at 1000 ms, this backoff costs five times the throughput.
             "fetch.queue.backoff.ms": 10, "fetch.wait.max.ms": 100, "reconnect.backoff.max.ms": RECONNECT_MS,
             **static, **overrides,

@@ -123,12 +123,11 @@ def kill_broker(machine: Machine, random: Random, lane: str) -> float:
 def stop_broker(machine: Machine, random: Random, lane: str) -> float:
     """SIGSTOP of the broker right after it was sent an EndTxn, and SIGCONT some time later."""
     happened = machine.proxy.at("EndTxn", lambda: machine.broker.send(signal.SIGSTOP))
-    before = machine.now()
     assert happened.wait(PATIENCE_S), "no transaction ended"
     time.sleep(random.uniform(0.5, 1.5) * machine.pace.session_ms / 1000)
     began = time.monotonic()
     machine.broker.send(signal.SIGCONT)
-    return machine.recovery(began, before)
+    return machine.recovery(began, machine.now())
 
 
 def lose(api: str) -> Fault:

@@ -45,9 +45,9 @@ NEVER_S = 120.0
 class Pace:
     """The clients' times. `LIVE` are the product's, but for the poll interval of jobs, which is a minute there."""
 
-    session_ms: int = 8_000
+    session_ms: int = 7_000
     transaction_ms: int = 10_000
-    poll_ms: int = 8_500
+    poll_ms: int = 7_500
     linger_s: float = 1.0
 
 
