@@ -166,6 +166,9 @@ def long_job(machine: Machine, random: Random, lane: str) -> float:
     return max(0.0, machine.recovery(began + seconds, {lane: machine.last(lane)}))
 
 
+LIFTED = {"FAULTS_BUDGET": "1000000"}
+
+
 def flood(machine: Machine, random: Random, lane: str) -> float:
     """Nothing but poison: the consumer stops by its budget.
 
@@ -183,7 +186,7 @@ def flood(machine: Machine, random: Random, lane: str) -> float:
         machine.feed.flooded.discard(lane)
     for slot in machine.running(lane):
         slot.end()
-        slot.start(FAULTS_BUDGET="1000000")
+        slot.start(**LIFTED)
     before, began = machine.now(lane), time.monotonic()
     recovery_s = machine.recovery(began, before)
     until(lambda: machine.lag(lane) < 1_000, PATIENCE_S, f"{lane} through its poison")
@@ -212,7 +215,8 @@ def kill_in_a_loop(machine: Machine, random: Random, lane: str) -> float:
 def replay(machine: Machine, random: Random, lane: str) -> float:
     """The group's offsets go back to the beginning and the sink asks no store: every row is written again.
 
-    It has recovered when it moves on from there; the fault ends when it has caught up.
+    Its budget for poison is lifted: floods of before come again. It has recovered when it moves on from there; the fault
+    ends when it has caught up.
     """
     before = machine.now(lane)
     slots = machine.running(lane)
@@ -221,12 +225,14 @@ def replay(machine: Machine, random: Random, lane: str) -> float:
     until(lambda: _rewound(machine, lane), PATIENCE_S, f"{lane} rewound", every_s=0.3)
     began = time.monotonic()
     for slot in slots:
-        slot.environment["FAULTS_REPLAY"] = "1"  # in every life until then: asked half-way, the store knows the end
+        slot.environment = LIFTED | {"FAULTS_REPLAY": "1"}  # in every life: asked half-way, the store knows the end
         slot.start()
     recovery_s = machine.recovery(began, {lane: dict.fromkeys(before[lane], 0)})
     until(lambda: machine.moved(lane, before[lane]), PATIENCE_S, f"{lane} to catch up")
     for slot in slots:
-        del slot.environment["FAULTS_REPLAY"]
+        slot.environment = {}
+        slot.end()
+        slot.start()
     return recovery_s
 
 
