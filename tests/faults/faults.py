@@ -158,12 +158,14 @@ def storm(machine: Machine, random: Random, lane: str) -> float:
 
 
 def long_job(machine: Machine, random: Random, lane: str) -> float:
-    """A job that takes twice the poll interval."""
+    """A job that takes twice the poll interval; counted from when it should have ended, having begun in its turn."""
     seconds = 2 * machine.pace.poll_ms / 1000
-    began = time.monotonic()
     machine.feed.job(seconds)
     machine.feed.flush()
-    return max(0.0, machine.recovery(began + seconds, {lane: machine.last(lane)}))
+    last = machine.last(lane)
+    turn = {partition: offset - 1 for partition, offset in last.items()}
+    until(lambda: machine.moved(lane, turn), PATIENCE_S, "the turn of a long job")
+    return max(0.0, machine.recovery(time.monotonic() + seconds, {lane: last}))
 
 
 LIFTED = {"FAULTS_BUDGET": "1000000"}
