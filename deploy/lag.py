@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.topics import CONSUMER_GROUPS
-from streams import lag
+from streams import kafka, lag
 
 NO_BROKER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 
@@ -17,7 +17,7 @@ def lags(bootstrap: str, names: Sequence[str], timeout_s: float = 5.0) -> dict[s
     found: dict[str, int | None] = {}
     for group in CONSUMER_GROUPS:
         if group in names:
-            client = lag.asking(bootstrap, group)
+            client = kafka.asking(bootstrap, group)
             try:
                 behind = lag.of_group(client, timeout_s)
             except KafkaException as error:

@@ -15,20 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
 from schemas.topics import CONSUMER_GROUPS, DEAD_LETTER_BYTES, all_topics
-from streams import lag
 
 log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75
@@ -158,6 +150,15 @@ def consumer(bootstrap: str, group: str, instance: str = "", /, **overrides: Any
     )
 
 
+def asking(bootstrap: str, group: str) -> Consumer:
+    """A consumer that asks what a group has committed, and never joins it.
+
+    Not an `AdminClient`: its `list_consumer_group_offsets` ends the process (librdkafka 2.16 follows a null pointer)
+    where a broker answers that it is not the group's coordinator, as one that has just started does.
+    """
+    return consumer(bootstrap, group, **{"isolation.level": "read_uncommitted", "log_level": 0})
+
+
 def messages_of(batch: list[Message]) -> list[Record]:
     """The records of a consumed batch. Raises `KafkaException` for an error the client cannot mend itself."""
     records = []
@@ -272,7 +273,7 @@ def _wait_for_coordinators(bootstrap: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     anywhere = [TopicPartition(all_topics()[0].name, 0)]
     for group in CONSUMER_GROUPS:
-        client = lag.asking(bootstrap, group)
+        client = asking(bootstrap, group)
         try:
             while True:
                 try:
@@ -319,10 +320,13 @@ def read_to_end(
             if message is None:
                 continue
             number, offset, error = message.partition() or 0, message.offset() or 0, message.error()
-            if error is None and offset < ends[number]:
-                yield record_of(message)
-            over = offset >= ends[number] - (error is None)
-            if over and (error is None or error.code() == KafkaError._PARTITION_EOF):
+            if error is None:
+                if offset < ends[number]:
+                    yield record_of(message)
+                over = offset + 1 >= ends[number]
+            else:
+                over = error.code() == KafkaError._PARTITION_EOF and offset >= ends[number]
+            if over:
                 left.discard(number)
                 reader.pause([TopicPartition(topic, number)])
     finally:
@@ -331,21 +335,23 @@ def read_to_end(
 
 def _ends(bootstrap: str, topic: str, partitions: list[int], settled: bool) -> dict[int, int]:
     """Where each partition ends: if `settled` with what is not committed yet, else before it."""
-    asking = consumer(
-        bootstrap, "unused-no-group", **{"isolation.level": "read_uncommitted" if settled else "read_committed"}
-    )
+    isolation = {"isolation.level": "read_uncommitted" if settled else "read_committed"}
+    reader = consumer(bootstrap, "unused-no-group", **isolation)
     try:
-        return {number: _end(asking, TopicPartition(topic, number)) for number in partitions}
+        return {number: end_of(reader, TopicPartition(topic, number)) for number in partitions}
     finally:
-        asking.close()
+        reader.close()
 
 
-def _end(asking: Consumer, place: TopicPartition, timeout_s: float = 15.0) -> int:
-    """Where a partition ends; one that was created just now, or whose broker was, may not have its leader yet."""
+def end_of(reader: Consumer, place: TopicPartition, timeout_s: float = 15.0) -> int:
+    """Where a partition ends; one that was created just now, or whose broker was, may not have its leader yet.
+
+    Raises `KafkaException`.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return int(asking.get_watermark_offsets(place, timeout=timeout_s)[1])
+            return int(reader.get_watermark_offsets(place, timeout=timeout_s)[1])
         except KafkaException as error:
             if not error.args[0].retriable() or time.monotonic() > deadline:
                 raise

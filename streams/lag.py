@@ -59,18 +59,6 @@ class ConsumerLag:
         return None if end < 0 else max(0, end - (offset if offset >= 0 else max(low, 0)))
 
 
-def asking(bootstrap: str, group: str) -> Consumer:
-    """A consumer that asks about a group and never joins it.
-
-    Not an `AdminClient`: its `list_consumer_group_offsets` ends the process (librdkafka 2.16 follows a null pointer)
-    where a broker answers that it is not the group's coordinator, as one that has just started does.
-    """
-    return Consumer({
-        "bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False,
-        "isolation.level": "read_uncommitted", "log_level": 0,
-    })  # fmt: skip
-
-
 def committed(client: Consumer, timeout_s: float) -> dict[Place, int]:
     """The offsets that the group of `client` has committed. Raises `KafkaException`."""
     topics = client.list_topics(timeout=timeout_s).topics

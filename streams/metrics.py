@@ -35,8 +35,9 @@ from prometheus_client.registry import Collector
 
 from schemas.events import ShardWritten
 from schemas.topics import TOPIC_OF, TOPICS
+from streams import kafka
 from streams.kafka import Out, Record
-from streams.lag import ConsumerLag, Place, asking, of_group
+from streams.lag import ConsumerLag, Place, of_group
 
 log = logging.getLogger(__name__)
 WINDOW_S = 10
@@ -162,7 +163,7 @@ def watch_group(bootstrap: str, group: str) -> Callable[[], None]:
 
     A paused one hears nothing of new ends, and Faust's client is not ours. Returns what ends it.
     """
-    client = asking(bootstrap, group)
+    client = kafka.asking(bootstrap, group)
     return _lag.watch(lambda: of_group(client, GROUP_LAG_TIMEOUT_S))
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -37,24 +37,12 @@ def mark(bootstrap: str, *topics: str) -> Mark:
     reader = kafka.consumer(bootstrap, fresh("mark"))
     try:
         return {
-            (topic, number): _end(reader, TopicPartition(topic, number))
+            (topic, number): kafka.end_of(reader, TopicPartition(topic, number))
             for topic in topics
             for number in kafka.partitions_of(reader, topic)
         }
     finally:
         reader.close()
-
-
-def _end(reader: Consumer, place: TopicPartition) -> int:
-    """Where a partition ends; one that was created just now may not have its leader yet."""
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            return int(reader.get_watermark_offsets(place, timeout=15)[1])
-        except KafkaException:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def since(bootstrap: str, topic: str, start: Mark | None = None) -> list[Record]:
@@ -81,7 +69,7 @@ def lag(bootstrap: str, group: str, *topics: str) -> int:
         places = [
             TopicPartition(topic, number) for topic in topics for number in kafka.partitions_of(reader, topic)
         ]
-        ends = [_end(reader, place) for place in places]
+        ends = [kafka.end_of(reader, place) for place in places]
         done = [max(place.offset, 0) for place in reader.committed(places, timeout=15)]
         return sum(ends) - sum(done)
     finally:

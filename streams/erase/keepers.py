@@ -8,7 +8,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import BY_NAME
-from streams import kafka, lag
+from streams import kafka
 from streams.erase.find import Place
 from streams.kafka import Out
 
@@ -42,7 +42,7 @@ def wait_until_passed(bootstrap: str, marks: dict[Place, int], timeout_s: float)
     for group in KEEPERS:
         reads = {name for name, topic in BY_NAME.items() if group in topic.consumers}
         wanted = {place: at for place, at in marks.items() if place[0] in reads}
-        client = lag.asking(bootstrap, group)
+        client = kafka.asking(bootstrap, group)
         try:
             while behind := _behind(client, wanted):
                 if time.monotonic() > deadline:

@@ -18,7 +18,7 @@ from deploy.local.ports import free_ports
 from deploy.local.supervise import is_running
 from deploy.local.supervised import read_spec
 from deploy.processes import CONSUMERS
-from streams import lag
+from streams import kafka, lag
 from tests.broker import fresh, until
 from tests.e2e.steady import Steady
 from tests.e2e.system import System, tuneloop
@@ -52,7 +52,7 @@ def test_status_names_every_process_its_address_and_its_lag(system: System) -> N
     try:
         until(lambda: last.append(behind()) or not last[-1], 30, "a lag of 0 of every consumer")
     except AssertionError:
-        places = {name: lag.of_group(lag.asking(system.where.bootstrap, name), 5) for name in last[-1]}
+        places = {name: lag.of_group(kafka.asking(system.where.bootstrap, name), 5) for name in last[-1]}
         pytest.fail(f"behind, at last: {last[-3:]}, committed: {places}")
     rows = {row["process"]: row for row in system.cli("status", "--format", "json").json}
     shards = {seen.body["shard_id"]: seen.body for seen in system.topic("training.shards", "ShardWritten")}
