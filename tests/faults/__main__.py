@@ -99,12 +99,18 @@ def report(machine: Machine, verdict: Verdict, times: dict[str, list[float]], fa
     return int(not verdict.clean or bool(missed) or stood > 0)
 
 
+def positive(said: str) -> int:
+    if (number := int(said)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--events", type=int, default=1_000_000, help="say at least this many (default: %(default)s)")
-    parser.add_argument("--faults", type=int, default=200, help="this many faults (default: %(default)s)")
+    parser.add_argument("--events", type=positive, default=1_000_000, help="say at least this many (default: %(default)s)")
+    parser.add_argument("--faults", type=positive, default=200, help="this many faults (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="what is drawn (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=600.0, help="events a second (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=600, help="events a second (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where it all lies, kept; else a temporary folder")
     options = parser.parse_args()
     if options.folder is not None:
