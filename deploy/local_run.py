@@ -23,11 +23,12 @@ from streams.clickhouse import connect
 
 Note = Callable[[str], None]
 # Threads of numeric libraries multiply across ten processes; the ones that compute set their own number. Idle
-# threads sleep, as the cores are shared. A training step's shapes vary, and each shape cached costs memory.
-_QUIET = {
+# threads sleep, as the cores are shared. A training step's shapes vary, and each shape cached costs memory. Arrow's own
+# allocator, and glibc's arenas where each thread has one, keep what was freed.
+QUIET = {
     "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
     "TQDM_DISABLE": "1",  # bars of libraries have no business in a log
-    "MALLOC_ARENA_MAX": "2", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     """The settings in force, handed to a child as environment; models travel by the settings file."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**_QUIET, "PYTHONPATH": path, "TUNELOOP_DATA_DIR": str(settings.data)}
+    environment = {**QUIET, "PYTHONPATH": path, "TUNELOOP_DATA_DIR": str(settings.data)}
     for name in ("kafka_bootstrap", "clickhouse_url", "artifacts", "identity_secret_file", "http_port", "metrics_host"):
         value = getattr(settings, name)
         if value:

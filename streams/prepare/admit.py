@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from schemas.policy import ModelPolicy
 from streams.prepare.near import PERMUTATIONS, NearIndex, band_keys
-from streams.prepare.runs import Runs
+from streams.prepare.runs import Runs, grown
 
 # The columns of a shard that the state is rebuilt from.
 REMEMBERED = ["kind", "input_hash", "content_hash", "answer_hash", "minhash", "submitted_ms", "origin"]
@@ -44,7 +44,7 @@ def _answers(rows: Sequence[Row]) -> NDArray[np.uint64]:
 
 
 class Admission:
-    """What committed rows say; see the module. Memory: 32 bytes a row, and the bounded index of near duplicates."""
+    """What committed rows say; see the module. Memory: 28 bytes a row, and the bounded index of near duplicates."""
 
     def __init__(self) -> None:
         self._latest = Runs()  # a fact → where its newest answer stands in the two arrays
@@ -80,9 +80,7 @@ class Admission:
         if not rows:
             return
         start, end = self._count, self._count + len(rows)
-        if end > len(self._answers):
-            self._answers = np.resize(self._answers, max(end, 2 * start))
-            self._times = np.resize(self._times, max(end, 2 * start))
+        self._answers, self._times = grown(self._answers, end), grown(self._times, end)
         self._answers[start:end] = answers = _answers(rows)
         self._times[start:end] = [row["submitted_ms"] for row in rows]
         self._count = end

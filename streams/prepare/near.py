@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from streams.prepare.runs import Runs
+from streams.prepare.runs import Runs, grown
 
 PERMUTATIONS, BANDS = 64, 8
 SHINGLE = 5
@@ -46,7 +46,7 @@ def band_keys(signatures: NDArray[np.uint8], answers: NDArray[np.uint64]) -> NDA
 
 
 class NearIndex:
-    """The signatures of the newest rows, by their bands. Memory: about 200 bytes a row, bounded."""
+    """The signatures of the newest rows, by their bands. Memory: 128 bytes a row, bounded."""
 
     def __init__(self, generation: int = GENERATION) -> None:
         self._generation = generation
@@ -71,23 +71,25 @@ class NearIndex:
 class _Table:
     def __init__(self) -> None:
         self.rows = 0
-        self._bands = Runs()
+        self._bands = Runs(np.uint32)
         self._signatures = np.empty((0, PERMUTATIONS), dtype=np.uint8)
 
     def add(self, signatures: NDArray[np.uint8], keys: NDArray[np.uint64]) -> None:
         end = self.rows + len(signatures)
-        if end > len(self._signatures):
-            grown = np.empty((max(end, 2 * len(self._signatures)), PERMUTATIONS), dtype=np.uint8)
-            grown[: self.rows] = self._signatures[: self.rows]
-            self._signatures = grown
+        self._signatures = grown(self._signatures, end)
         self._signatures[self.rows : end] = signatures
-        self._bands.add(keys.ravel(), np.repeat(np.arange(self.rows, end, dtype=np.int64), BANDS))
+        self._bands.add(_half(keys), np.repeat(np.arange(self.rows, end, dtype=np.int64), BANDS))
         self.rows = end
 
     def candidates(self, keys: NDArray[np.uint64]) -> Sequence[tuple[int, NDArray[np.uint8]]]:
         """(row asked for, signatures that share a band with it), where there are any."""
         if self.rows == 0:
             return []
-        places = self._bands.find(keys.ravel()).reshape(keys.shape)
+        places = self._bands.find(_half(keys)).reshape(keys.shape)
         hits = np.flatnonzero((places >= 0).any(axis=1))
         return [(int(row), self._signatures[np.unique(places[row][places[row] >= 0])]) for row in hits]
+
+
+def _half(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """32 bits of each key: every find is checked against its signature, so that a chance meeting costs only that."""
+    return (keys.ravel() * _MIX) >> np.uint64(32)

@@ -1,16 +1,17 @@
 """How much memory a consumer takes as its stream goes on: `memory_growth_mb`, one line for each of two loops.
 
 `part: "sink"`: the real sink loop with `ClickHouseStore` over 10 million events, nine of ten header-less feedback, one
-of ten usage events. `part: "prepare"`: the real transact loop with `PrepareStep` over 500,000 submissions. Each runs in a
-process of its own (`python -m tests.bench.memory LOOP BOOTSTRAP CLICKHOUSE FOLDER COUNT START`), which looks at its own
-resident memory 20 times a second. The value is its highest point above what the process had when everything was
-imported and connected and the loop was about to be entered; client queues, batches in hand and the hashes of rows seen
-are all in it.
+of ten usage events. `part: "prepare"`: the real transact loop with `PrepareStep` over 500,000 submissions. Each runs in
+a process of its own (`python -m tests.bench.memory LOOP BOOTSTRAP CLICKHOUSE FOLDER COUNT START`), under the settings of
+allocators that `tuneloop up` gives its processes, which looks at its own resident memory 20 times a second. The value is
+its highest point above what the process had when everything was imported and connected and the loop was about to be
+entered; client queues, batches in hand and the hashes of rows seen are all in it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ import msgspec
 import psutil
 
 from deploy.cli.output import progress
+from deploy.local_run import QUIET
 from streams import kafka, sink, transact
 from streams.artifacts import ArtifactStore
 from streams.kafka import Out
@@ -90,8 +92,9 @@ def _growth(parts: Parts, loop: str, start: Mark, count: int) -> Figure:
     begin = json.dumps([[topic, partition, offset] for (topic, partition), offset in start.items()])
     command = [sys.executable, "-m", "tests.bench.memory", loop, parts.bootstrap, parts.clickhouse, str(parts.folder)]
     done = subprocess.run(
-        [*command, str(count), begin], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=900, check=True
-    )
+        [*command, str(count), begin], cwd=ROOT, env={**os.environ, **QUIET}, stdout=subprocess.PIPE, text=True,
+        timeout=900, check=True,
+    )  # fmt: skip
     said = json.loads(done.stdout.splitlines()[-1])
     note(f"  {loop}: {said['start']:.0f} MB at the start, {said['peak']:.0f} MB at most, {count:,} in {said['s']:.0f} s")
     return Figure("memory_growth_mb", said["peak"] - said["start"], "MB", said["peak"], said["start"], "MB", loop)

@@ -2,8 +2,9 @@
 
 Ours is what every consumer of ours does with a batch: `kafka.consumer`, `consume(250)`, `kafka.messages_of`,
 `kafka.decode`. Faust is an agent over `stream.events()` that decodes with the same codec (`tests.bench.faust_peer`,
-uvloop, its own process). The bare loop is confluent-kafka with the same client settings, which are its best ones too
-(`fetch.queue.backoff.ms` 10, 250 messages at a time); it looks at `error()` of each message and decodes nothing.
+uvloop, its own process). The bare loop is confluent-kafka at its best settings (`fetch.queue.backoff.ms` 10, 250
+messages at a time as ours, but its default of 64 MB read ahead); it looks at `error()` of each message and decodes
+nothing.
 
 Two topics, each filled once by our producer (lz4) over 4 partitions: `part: "header-less"` is `usage.feedback` as an
 application writes it (FeedbackGiven, about 200 bytes of JSON), `part: "8 headers"` is `usage.inferences` as the gateway
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
+from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -57,9 +59,9 @@ def fill(parts: Parts, topic: str, count: int) -> Mark:
     return start
 
 
-def read(parts: Parts, start: Mark, count: int, take: Callable[[list[Message]], int]) -> Timed:
-    """Read `count` records from `start`; `take` makes a checksum of each batch."""
-    client = kafka.consumer(parts.bootstrap, fresh("bench"))
+def read(parts: Parts, start: Mark, count: int, take: Callable[[list[Message]], int], **settings: Any) -> Timed:
+    """Read `count` records from `start`; `take` makes a checksum of each batch, `settings` are the client's."""
+    client = kafka.consumer(parts.bootstrap, fresh("bench"), **settings)
     client.assign([TopicPartition(topic, partition, offset) for (topic, partition), offset in start.items()])
     try:
         return _timed(client, count, take)
@@ -120,10 +122,11 @@ def _with_checksum(parts: Parts, topic: str, count: int) -> Callable[[Timed], Ti
 
 def typed_vs_bare(parts: Parts) -> list[Figure]:
     count = parts.size(600_000, 4_000)
-    return _figures(parts, "typed_vs_bare", lambda _, start, topic, n: _without_sum(read(parts, start, n, bare)), count)
+    return _figures(parts, "typed_vs_bare", lambda _, start, topic, n: _bare(parts, start, n), count)
 
 
-def _without_sum(timed: Timed) -> Timed:
+def _bare(parts: Parts, start: Mark, count: int) -> Timed:
+    timed = read(parts, start, count, bare, **{"queued.max.messages.kbytes": 65_536})
     return Timed(timed.items, timed.seconds)
 
 

@@ -139,12 +139,12 @@ def test_the_index_forgets_the_oldest_generation_alone() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10**9)), max_size=12), max_size=12))
-def test_runs_are_a_dict_of_the_largest_values(batches: list[list[tuple[int, int]]]) -> None:
+def test_runs_are_a_dict(batches: list[list[tuple[int, int]]]) -> None:
     runs, expected = Runs(), {}
     for batch in batches:
         runs.add(np.array([k for k, _ in batch], dtype=np.uint64), np.array([v for _, v in batch], dtype=np.int64))
         for key, value in batch:
-            expected[key] = max(value, expected.get(key, -1))
+            expected[key] = value
     keys = np.arange(45, dtype=np.uint64)
     assert runs.find(keys).tolist() == [expected.get(int(key), -1) for key in keys]
     assert len(runs) <= 2 * len(expected) + 1
