@@ -6,6 +6,7 @@ What cannot be decoded is a `ContractError` that names the field; nothing else i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -54,36 +55,48 @@ _encoder = msgspec.json.Encoder()
 _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     name: msgspec.json.Decoder(event) for name, event in events.BY_NAME.items()
 }
-# Looked up once, when this module is imported: the schema that what we write is written under.
-_dataschemas: dict[str, str] = {
-    name: f"schemas/published/{name}/{version}.json" for name, version in newest_versions().items()
-}
+# The headers that every event of a type has; with the newest schema, which is what we write under.
+_fixed_headers: dict[str, Headers] = {
+    name: [
+        ("ce_specversion", b"1.0"), ("ce_type", name.encode()), ("content-type", b"application/json"),
+        ("ce_dataschema", f"schemas/published/{name}/{version}.json".encode()),
+    ]
+    for name, version in newest_versions().items()
+}  # fmt: skip
 
 
 def iso_time(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds, rest_ms = divmod(time_ms, 1000)
+    return f"{_second_text(seconds)}.{rest_ms:03d}Z"
 
 
 @lru_cache(maxsize=64)
-def _second_ms(text: str) -> int:
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
+
+
+@lru_cache(maxsize=64)
+def _second_ms(text: bytes) -> int:
     """Unix time in ms of a second as `iso_time` writes it, without its zone."""
-    return int(datetime.fromisoformat(text + "+00:00").timestamp()) * 1000
+    return int(datetime.fromisoformat(text.decode() + "+00:00").timestamp()) * 1000
 
 
-def _parse_time(text: str) -> int:
+def _parse_time(raw: bytes) -> int:
     try:
-        if len(text) == 24 and text[19] == "." and text[23] == "Z" and text[20:23].isdecimal():  # as we write it
-            return _second_ms(text[:19]) + int(text[20:23])
-        moment = datetime.fromisoformat(text)
+        rest_ms = raw[20:23]
+        if len(raw) == 24 and raw[19] == ord(".") and raw[23] == ord("Z") and rest_ms.isdigit():  # as we write it
+            return _second_ms(raw[:19]) + int(rest_ms)
+        moment = datetime.fromisoformat(raw.decode())
         if moment.tzinfo is None:  # would be read in this machine's own zone
             raise ValueError("no offset")
         return int(moment.timestamp() * 1000)
     except (ValueError, OverflowError) as error:
+        text = raw.decode(errors="replace")
         raise ContractError(f"header ce_time: expected an RFC 3339 time, got {text!r}") from error
 
 
 def now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
+    return int(time.time() * 1000)
 
 
 def encode(
@@ -102,40 +115,37 @@ def encode(
     Raises `ContractError` for an event whose schema was never published.
     """
     kind = type(event).__name__
-    if kind not in _dataschemas:
+    if kind not in _fixed_headers:
         raise ContractError(f"{kind}: no schema of it was published; run `python -m schemas.generate`")
+    if time_ms is None:
+        time_ms = now_ms()
     envelope = Envelope(
-        id=event_id or uuid7_hex(), type=kind, source=source, time_ms=now_ms() if time_ms is None else time_ms,
+        id=event_id or uuid7_hex(), type=kind, source=source, time_ms=time_ms,
         subject=subject, correlation_id=correlation_id, causation_id=causation_id, traceparent=traceparent,
     )
     return Encoded(_encoder.encode(event), _headers(envelope), envelope)
 
 
 def _headers(envelope: Envelope) -> Headers:
-    pairs = [
-        ("ce_specversion", "1.0"),
-        ("ce_id", envelope.id),
-        ("ce_type", envelope.type),
-        ("ce_source", f"tuneloop/{envelope.source}"),
-        ("ce_time", iso_time(envelope.time_ms)),
-        ("ce_dataschema", _dataschemas[envelope.type]),
-        ("content-type", "application/json"),
-        ("ce_subject", envelope.subject),
-        ("ce_correlationid", envelope.correlation_id),
-        ("ce_causationid", envelope.causation_id),
-        ("ce_traceparent", envelope.traceparent),
+    headers = [
+        ("ce_id", envelope.id.encode()),
+        *_fixed_headers[envelope.type],
+        ("ce_source", f"tuneloop/{envelope.source}".encode()),
+        ("ce_time", iso_time(envelope.time_ms).encode()),
     ]
-    return [(name, value.encode()) for name, value in pairs if value]
+    if envelope.subject:
+        headers.append(("ce_subject", envelope.subject.encode()))
+    if envelope.correlation_id:
+        headers.append(("ce_correlationid", envelope.correlation_id.encode()))
+    if envelope.causation_id:
+        headers.append(("ce_causationid", envelope.causation_id.encode()))
+    if envelope.traceparent:
+        headers.append(("ce_traceparent", envelope.traceparent.encode()))
+    return headers
 
 
 def decode(
-    topic: str,
-    value: bytes,
-    headers: Iterable[tuple[str, Any]] | None,
-    *,
-    partition: int,
-    offset: int,
-    timestamp_ms: int,
+    topic: str, value: bytes, headers: Iterable[tuple[str, Any]] | None, partition: int, offset: int, timestamp_ms: int
 ) -> tuple[Envelope, Any]:
     """Envelope and typed event of one record (not a tombstone). Raises `ContractError`, nothing else."""
     given = dict(headers) if headers else None
@@ -180,7 +190,7 @@ def _envelope(kind: str, identity: Any, given: Mapping[str, Any], timestamp_ms: 
             identity.decode(),
             kind,
             _source(source) if source else "",
-            _parse_time(time.decode()) if time else timestamp_ms,
+            _parse_time(time) if time else timestamp_ms,
             subject.decode() if subject else "",
             correlation.decode() if correlation else "",
             causation.decode() if causation else "",
@@ -191,7 +201,7 @@ def _envelope(kind: str, identity: Any, given: Mapping[str, Any], timestamp_ms: 
             _text(identity, "ce_id"),
             kind,
             _source(source),
-            _parse_time(_text(time, "ce_time")) if time else timestamp_ms,
+            _parse_time(_text(time, "ce_time").encode()) if time else timestamp_ms,
             _text(subject, "ce_subject"),
             _text(correlation, "ce_correlationid"),
             _text(causation, "ce_causationid"),

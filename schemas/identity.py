@@ -24,8 +24,7 @@ def uuid7_hex(now_ms: int | None = None) -> str:
     """A UUID version 7 (RFC 9562, 5.7) as 32 hex digits: 48 bits of Unix time in ms, then random bits."""
     stamp = int(time.time() * 1000) if now_ms is None else now_ms
     value = (stamp << 80) | int.from_bytes(os.urandom(10), "big")
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    value = (value & ~(0xF << 76 | 0x3 << 62)) | (0x7 << 76 | 0x2 << 62)  # version, variant
     return f"{value:032x}"
 
 

@@ -44,6 +44,7 @@ CONSUME_RECORDS = 250
 QUEUED_KB = 4_096
 # Kafka's own partitioner, so that Java clients, Faust and we agree on where a key lives.
 PARTITIONER = "murmur2_random"
+UNASSIGNED = -1  # librdkafka's word for "the partitioner says"
 
 
 # Structs, not dataclasses: a frozen dataclass takes five times as long to make, and these are made per record.
@@ -86,8 +87,7 @@ def decode(record: Record) -> tuple[codec.Envelope, Any]:
     if record.value is None:
         raise codec.ContractError("a tombstone carries no event")
     return codec.decode(
-        record.topic, record.value, record.headers,
-        partition=record.partition, offset=record.offset, timestamp_ms=record.timestamp_ms,
+        record.topic, record.value, record.headers, record.partition, record.offset, record.timestamp_ms
     )
 
 
@@ -100,14 +100,12 @@ def out(event: msgspec.Struct, *, source: str, partition: int | None = None, **a
 
 def produce(client: Producer, record: Out, on_delivery: Any = None) -> None:
     """Enqueue one record, waiting for room in the client's queue where it is full."""
-    where: dict[str, Any] = {} if record.partition is None else {"partition": record.partition}
-    if record.timestamp_ms is not None:
-        where["timestamp"] = record.timestamp_ms
+    partition = UNASSIGNED if record.partition is None else record.partition
     while True:
         try:
             client.produce(
-                record.topic, value=record.value, key=record.key, headers=record.headers,
-                on_delivery=on_delivery, **where,
+                record.topic, record.value, record.key, partition, on_delivery=on_delivery,
+                timestamp=record.timestamp_ms or 0, headers=record.headers,
             )
         except BufferError:
             client.poll(0.1)
@@ -146,8 +144,8 @@ def consumer(bootstrap: str, group: str, instance: str = "", /, **overrides: Any
             # The default of 3 s leaves no room for a late heartbeat within so short a session.
             "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 10,  # an answer is how a member hears of a rebalance
             # Left at 1000 ms, this backoff costs five times the throughput.
-            "queued.max.messages.kbytes": QUEUED_KB, "fetch.queue.backoff.ms": 10, "fetch.wait.max.ms": 100, "reconnect.backoff.max.ms": RECONNECT_MS,
-            **static, **overrides,
+            "fetch.queue.backoff.ms": 10, "fetch.wait.max.ms": 100, "reconnect.backoff.max.ms": RECONNECT_MS,
+            "queued.max.messages.kbytes": QUEUED_KB, **static, **overrides,
         }
     )
 
