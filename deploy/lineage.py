@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 # Reasons that depend on other rows (`streams.prepare.admit`) or came later: the rules for one record never give them.
-_BESIDE_OTHERS = {"duplicate", "near duplicate", "contradicted", "superseded", "subject cap", "erased"}
+_BESIDE_OTHERS = {"duplicate", "near duplicate", "contradicted", "superseded", "subject cap", "key cap", "erased"}
 
 
 def trace(client: Client, store: ArtifactStore, identity: str) -> dict[str, list[Row]]:

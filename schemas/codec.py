@@ -89,7 +89,9 @@ def _parse_time(raw: bytes) -> int:
         moment = datetime.fromisoformat(raw.decode())
         if moment.tzinfo is None:  # would be read in this machine's own zone
             raise ValueError("no offset")
-        return int(moment.timestamp() * 1000)
+        time_ms = int(moment.timestamp() * 1000)
+        iso_time(time_ms)  # raises for what is no year of four digits in UTC, and could not be passed on
+        return time_ms
     except (ValueError, OverflowError) as error:
         text = raw.decode(errors="replace")
         raise ContractError(f"header ce_time: expected an RFC 3339 time, got {text!r}") from error

@@ -1,8 +1,8 @@
 """The artifact store: shards, adapters and bases, by content, on anything `pyarrow.fs` reaches.
 
 Order of a write: temporary name, fsync, rename, digest, and only then the event that points to it. Events
-carry paths relative to the store's root, so that a store can move. Files that no committed event names may
-be swept.
+carry paths relative to the store's root, so that a store can move. Shards that no committed event names are
+swept whenever somebody is forgotten.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from pyarrow import fs
 
 from schemas.events import ShardRef, ShardSet
 from streams import failpoints
+
+# Where files lie that are being written; what a crash leaves there is taken away when somebody is forgotten.
+UNFINISHED = ".tmp"
 
 
 class ArtifactError(RuntimeError):
@@ -61,7 +64,7 @@ class ArtifactStore:
                 stream.write(data)
         else:
             # Not beside the target: what a crash leaves there would count as a file of the folder.
-            temporary = Path(self._root) / ".tmp" / uuid.uuid4().hex
+            temporary = Path(self._root) / UNFINISHED / uuid.uuid4().hex
             temporary.parent.mkdir(exist_ok=True)
             try:
                 with temporary.open("wb") as handle:
@@ -162,6 +165,7 @@ def get_shard(store: ArtifactStore, ref: ShardRef) -> tuple[ShardRef, bytes]:
 def replace_shard(store: ArtifactStore, before: ShardRef, after: ShardRef) -> None:
     """Let whoever holds a reference to `before` find `after`, whose file is stored already; `before` is deleted."""
     store.put_bytes(_successor(before.digest), msgspec.json.encode(after))
+    failpoints.hit("erase.pointed")
     store.delete(before.path)
 
 

@@ -26,8 +26,8 @@ from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.artifacts import ArtifactStore, put_shard_set
 from streams.conditions import needed, waits_for
-from streams.dead_letters import dead_letter
-from streams.faust_app import Sender, bytes_topic, faust_app, record_of
+from streams.dead_letters import Budget, dead_letter
+from streams.faust_app import Sender, bytes_topic, faust_app, record_of, take
 from streams.kafka import Out, Record
 from streams.situation import Facts, Knowledge
 
@@ -90,19 +90,21 @@ class Conductor:
         wishes: MutableMapping[bytes, bytes], send: Callable[[Out], Awaitable[Any]],
     ) -> None:
         self._policies, self._knowledge, self._store = policies, knowledge, store
-        self._wishes, self._send = wishes, send
+        self._wishes, self._send, self._budget = wishes, send, Budget()
         self._deferred_at: dict[str, tuple[int, dict[str, str]]] = {}
         self._requested: dict[str, Requested] = {name: Requested({}, {}) for name in policies}
 
     async def take(self, record: Record) -> None:
-        """Note the wish in a record, if there is one."""
+        """Note the wish in a record, if there is one. Raises `PoisonedError`."""
         if record.value is None:
             return
         try:
             envelope, fact = kafka.decode(record)
         except ContractError as error:
+            self._budget.count(refused=True)
             await self._send(dead_letter(GROUP, record, str(error)))
             return
+        self._budget.count(refused=False)
         if isinstance(fact, DriftDetected):
             self._open(fact.model, Wish(reason="drift", because=fact.drift_id, asked_ms=envelope.time_ms,
                                         correlation_id=envelope.correlation_id, drift_id=fact.drift_id))
@@ -111,12 +113,12 @@ class Conductor:
                                         correlation_id=envelope.id, from_base=fact.from_base))
 
     def _open(self, model: str, wish: Wish) -> None:
-        known = self._current(model)
+        known = self._current(model, wish.from_base)
         if known is None or known.because != wish.because:
-            self._wishes[model.encode()] = msgspec.json.encode(wish)
+            self._wishes[_key(model, wish.from_base)] = msgspec.json.encode(wish)
 
-    def _current(self, model: str) -> Wish | None:
-        data = self._wishes.get(model.encode())
+    def _current(self, model: str, from_base: bool) -> Wish | None:
+        data = self._wishes.get(_key(model, from_base))
         return msgspec.json.decode(data, type=Wish) if data else None
 
     async def tick(self) -> None:
@@ -127,8 +129,10 @@ class Conductor:
         mine = self._requested[model]
         facts = await asyncio.to_thread(self._knowledge.facts, model, policy, mine.at_ms)
         answered = facts.answered | mine.answered.keys()
-        wish = self._current(model)
-        if (wish is None or wish.because in answered) and facts.situation.champion == 0 and facts.new:
+        # First what trains anew from the base, as after an erasure: no drift that comes meanwhile may take its place.
+        wishes = [self._current(model, from_base) for from_base in (True, False)]
+        wish = next((one for one in wishes if one is not None and one.because not in answered), None)
+        if wish is None and facts.situation.champion == 0 and facts.new:
             wish = initial_wish(model, [facts.new[0].ref.shard_id, str(facts.situation.last_job_ms)])
         if wish is None or wish.because in answered:
             return
@@ -156,6 +160,10 @@ class Conductor:
                                    causation_id=wish.because))
 
 
+def _key(model: str, from_base: bool) -> bytes:
+    return f"{model}\0base".encode() if from_base else model.encode()
+
+
 def build(
     bootstrap: str, policies: Mapping[str, ModelPolicy], knowledge: Knowledge, store: ArtifactStore, data_dir: str,
     replication: int = 1,
@@ -165,15 +173,12 @@ def build(
     wishes = app.Table("wishes", key_type=bytes, value_type=bytes, partitions=1)
     conductor = Conductor(policies, knowledge, store, wishes, Sender(app).send)
 
-    @app.agent(bytes_topic(app, "monitor.drift"), name="drifts")
-    async def take_drift(stream: Any) -> None:
-        async for event in stream.events():
-            await conductor.take(record_of(event, "monitor.drift"))
+    for topic, name in (("monitor.drift", "drifts"), ("models.commands", "commands")):
 
-    @app.agent(bytes_topic(app, "models.commands"), name="commands")
-    async def take_command(stream: Any) -> None:
-        async for event in stream.events():
-            await conductor.take(record_of(event, "models.commands"))
+        async def handle(event: Any, topic: str = topic) -> None:
+            await conductor.take(record_of(event, topic))
+
+        take(app, bytes_topic(app, topic), name, handle)
 
     @app.timer(TICK_S)
     async def tick() -> None:

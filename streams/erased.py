@@ -6,20 +6,25 @@ whatever of the subject stood in a topic before the request is the business of `
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Protocol
 
 import msgspec
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from schemas.events import ErasureRequested
+from schemas.events import ErasureCompleted
 from schemas.identity import subject_hash
 from streams import kafka
-from streams.artifacts import ArtifactStore
+from streams.artifacts import ArtifactError, ArtifactStore
 
 TOPIC = "subjects.erasures"
 # A request is this old at most before every consumer knows of it; `streams.erase` waits longer before it looks.
 STALE_S = 0.5
+READ_LIMIT_S = 15.0
+# Where the ids of answers lie that a forgotten subject was given afterwards, as names of empty files.
+LATE = "erasures/late"
+ISSUED = re.compile(r"chatcmpl-[0-9a-f]{44}")
 
 
 class Suppression(Protocol):
@@ -30,6 +35,9 @@ class Suppression(Protocol):
 
     def anybody(self) -> bool:
         """Whether anybody was forgotten at all: where not, nobody need be asked about."""
+
+    def receipts(self) -> int:
+        """How many erasures are known to be over: with each, shards may have other rows than before."""
 
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         """Whether this subject, or the subject of this inference, was forgotten."""
@@ -43,17 +51,26 @@ class Nobody:
     def anybody(self) -> bool:
         return False
 
+    def receipts(self) -> int:
+        return 0
+
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         return False
 
 
 class Erased:
-    """See the module; `secret` is what subjects are hashed with."""
+    """See the module; `secret` is what subjects are hashed with.
+
+    Feedback often says nothing of whose it is, only of which answer: so the ids of a subject's answers are known here,
+    too, while they are being erased, afterwards, and of those that came after it all (`covers` notes them).
+    """
 
     def __init__(self, bootstrap: str, secret: bytes, store: ArtifactStore) -> None:
         self._secret, self._store = secret, store
         self._hashes: set[str] = set()
-        self._inferences: set[str] = set()
+        self._inferences = {path.rsplit("/", 1)[1] for path, _ in store.files(LATE)}
+        self._under_way: set[str] = set()  # erasures whose subject's answers are still being found
+        self._receipts = 0
         self._refreshed_at = float("-inf")
         self._reader = kafka.consumer(bootstrap, "unused-no-group")
         self._place = TopicPartition(TOPIC, 0, 0)
@@ -61,14 +78,19 @@ class Erased:
         self._next = 0
 
     def refresh(self) -> None:
+        """Raises `KafkaException` where the requests cannot be read: to go on would let through what is suppressed."""
         if time.monotonic() - self._refreshed_at < STALE_S:
             return
         _, end = self._reader.get_watermark_offsets(self._place, timeout=15)
-        deadline = time.monotonic() + 1.0  # what is not committed yet will be there next time
-        while self._next < end and time.monotonic() < deadline:
+        deadline = time.monotonic() + READ_LIMIT_S
+        while self._next < end:
+            if time.monotonic() > deadline:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{TOPIC} could not be read to its end"))
             for record in kafka.messages_of(self._reader.consume(500, timeout=0.05)):
                 self._take(record)
             self._next = max([self._next, *(place.offset for place in kafka.positions(self._reader))])
+        for erasure in self._under_way:
+            self._inferences.update(read_inferences(self._store, erasure))
         self._refreshed_at = time.monotonic()
 
     def _take(self, record: kafka.Record) -> None:
@@ -76,8 +98,16 @@ class Erased:
             return
         _, event = kafka.decode(record)
         self._hashes.add(event.subject_hash)
-        if isinstance(event, ErasureRequested) and event.inferences:
-            self._inferences.update(read_inferences(self._store, event.inferences))
+        if isinstance(event, ErasureCompleted):
+            self._receipts += 1
+        elif event.subject_id:
+            self._under_way.add(event.erasure_id)
+        else:
+            self._under_way.discard(event.erasure_id)
+            self._inferences.update(read_inferences(self._store, event.erasure_id))
+
+    def receipts(self) -> int:
+        return self._receipts
 
     def anybody(self) -> bool:
         return bool(self._hashes)
@@ -85,15 +115,29 @@ class Erased:
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         if not self._hashes:
             return False
-        return inference_id in self._inferences or subject_hash(self._secret, subject_id) in self._hashes
+        if inference_id and inference_id in self._inferences:
+            return True
+        if not subject_id or subject_hash(self._secret, subject_id) not in self._hashes:
+            return False
+        if ISSUED.fullmatch(inference_id):
+            self._store.put_bytes(f"{LATE}/{inference_id}", b"")
+            self._inferences.add(inference_id)
+        return True
+
+
+def _path(erasure: str) -> str:
+    return f"erasures/{erasure}.json"
 
 
 def put_inferences(store: ArtifactStore, erasure: str, inferences: set[str]) -> str:
     """Store the ids of a subject's inferences; they say nothing of the person."""
-    path = f"erasures/{erasure}.json"
-    store.put_bytes(path, msgspec.json.encode(sorted(inferences)))
-    return path
+    store.put_bytes(_path(erasure), msgspec.json.encode(sorted(inferences)))
+    return _path(erasure)
 
 
-def read_inferences(store: ArtifactStore, path: str) -> list[str]:
-    return msgspec.json.decode(store.read_bytes(path), type=list[str])
+def read_inferences(store: ArtifactStore, erasure: str) -> list[str]:
+    """What was stored last; nothing where nothing was."""
+    try:
+        return msgspec.json.decode(store.read_bytes(_path(erasure)), type=list[str])
+    except ArtifactError:
+        return []

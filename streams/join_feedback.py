@@ -32,7 +32,7 @@ from schemas.identity import partition_of
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, DAY_MS
 from streams import kafka
-from streams.dead_letters import dead_letter
+from streams.dead_letters import Budget, dead_letter
 from streams.disk_tables import Round, disk_table, erase, parts, remove
 from streams.faust_app import Sender, bytes_topic, create_internal, faust_app, record_of, take
 from streams.join import expiry, rows
@@ -61,7 +61,7 @@ class Join:
         self, app: App, policies: Mapping[str, ModelPolicy], wait_days: float, now_ms: Callable[[], int]
     ) -> None:
         self._policies, self._wait_days, self._now_ms = policies, wait_days, now_ms
-        self._sender = Sender(app)
+        self._sender, self._budget = Sender(app), Budget()
         self._answers = disk_table(app, "answers", rows.PARTITIONS)
         self._waiting = disk_table(app, "waiting", rows.PARTITIONS)
         self._old, self._late = Round(self._answers), Round(self._waiting)
@@ -168,10 +168,13 @@ class Join:
         return {key: rows.unpack_waiting(value) for key, value in found if rows.waits_for(key, inference)}
 
     async def _decoded(self, record: Record) -> tuple[codec.Envelope, Any] | None:
-        """Envelope and event of a record; None where it became a dead letter."""
+        """Envelope and event of a record; None where it became a dead letter. Raises `PoisonedError`."""
         try:
-            return kafka.decode(record)
+            pair = kafka.decode(record)
+            self._budget.count(refused=False)
+            return pair
         except ContractError as error:
+            self._budget.count(refused=True)
             await self._sender.send(dead_letter(GROUP, record, str(error)))
             return None
 

@@ -147,6 +147,8 @@ def _restorable(letter: Letter) -> Out:
     record = letter.original
     if record is None:
         raise ReplayError(f"letter {letter.origin!r} of {letter.group} does not say where it belongs: drop it")
+    if not record.value:  # left out by `dead_letter`, being too large; put back, it would take the original's place
+        raise ReplayError(f"letter {letter.origin} of {letter.group} holds no body: drop it, or send the record anew")
     row = BY_NAME.get(record.topic)
     if record.key is None and row is not None and "compact" in row.cleanup:
         raise ReplayError(f"letter {letter.origin} has no original key, and {record.topic} takes none without: drop it")

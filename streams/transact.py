@@ -1,9 +1,9 @@
 """The transact loop: Kafka to Kafka, exactly once in effect.
 
-Commit order, and why: (1) the step stores its artifacts under content-derived names; (2) its records and
-(3) the input offsets go into one Kafka transaction. Until (3) is committed nobody reads the records and the
-input is read again; an artifact that no committed record names is swept. State that a step keeps is a pure
-function of committed output: `assigned` rebuilds it, and it is rebuilt after every abort.
+Commit order, and why: (1) the step stores its artifacts under content-derived names; (2) its records and (3) the input
+offsets go into one Kafka transaction. Until (3) is committed nobody reads the records and the input is read again; an
+artifact that no committed record names is swept with the next erasure. State that a step keeps is a pure function of
+committed output: `assigned` rebuilds it, and it is rebuilt after every abort.
 """
 
 from __future__ import annotations

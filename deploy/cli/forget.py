@@ -31,6 +31,8 @@ def forget(
     What still arrives under this id afterwards is kept out. Prints the receipt, which comes only after compaction;
     asking again erases again and gives a new one.
     """
+    if not subject.strip():
+        raise CommandError("which subject? An empty id is what everything has that belongs to nobody")
     hashed = subject_hash(identity_secret(context.settings), subject)
     identity = erasure_id(hashed)
     before = receipt(context.bootstrap, identity)

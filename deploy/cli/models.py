@@ -91,6 +91,7 @@ def _facts(model: str, entry: Version) -> dict[str, Any]:
         "path": entry.path, "job": entry.job_id, "drift": entry.drift_id or None,
         "new rows": entry.new_data.rows, "replayed rows": entry.replay_data.rows if entry.replay_data else 0,
         "live quality": entry.quality, "live n": entry.quality_n,
+        "learned from rows erased by": ", ".join(entry.erasures) or None,
     }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """The work of one erasure, in the warm child of the long-job loop. Each step may be done again after a crash.
 
 Order, and why: (1) consumers know of the request, so nothing new of the subject becomes durable; (2) deletions go to
-the partitions that hold their records; (3) every consumer has passed these, so tables and shards that could still
-change do not; (4) shards, ClickHouse, (5) compaction, (6) the request itself loses the subject's name. The receipt is
-the loop's, after all this.
+the partitions that hold their records; (3) every consumer has passed these, whichever attempt wrote them, so tables and
+shards that could still change do not; (4) shards, ClickHouse, (5) compaction, (6) the request itself loses the
+subject's name. The receipt is the loop's, after all this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streams import erased, failpoints, kafka
 from streams.artifacts import ArtifactStore
 from streams.clickhouse import connect
 from streams.erase import shards, tables
-from streams.erase.compact import compact_away
+from streams.erase.compact import compact_away, restore_settings
 from streams.erase.find import Place, Subject, deleted_already, find, still_stored
 from streams.erase.keepers import delete, wait_until_passed
 from streams.prepare import gathered
@@ -50,15 +50,17 @@ class Erasure:
     def __init__(self, bootstrap: str, clickhouse: str, store: ArtifactStore, request: Any, report: Report) -> None:
         self._bootstrap, self._clickhouse, self._store, self._report = bootstrap, clickhouse, store, report
         self._asked_ms: int = request["asked_ms"]
+        self._cause: str = request["id"]
         self._event = msgspec.convert(request["event"], ErasureRequested)
-        known = erased.read_inferences(store, self._event.inferences) if self._event.inferences else []
-        self._subject = Subject(self._event.subject_id, known)
+        # What an attempt before this one found, too: it may have deleted what they were found by.
+        self._subject = Subject(self._event.subject_id, erased.read_inferences(store, self._event.erasure_id))
         self._doomed: dict[Place, set[bytes]] = {}
         self._counted: Counter[str] = Counter()
         self._rows = 0
 
     def done(self) -> dict[str, Any]:
         """What the receipt says, and what is to be said of shards."""
+        restore_settings(self._bootstrap, self._store)
         if not self._event.subject_id:
             return self._said_before()
         time.sleep(max(0.0, self._asked_ms / 1000 + 3 * erased.STALE_S - time.time()))
@@ -68,9 +70,10 @@ class Erasure:
         changed, taught = self._rewrite_shards()
         self._say("tables")
         tables.delete_rows(connect(self._clickhouse), self._event.subject_id, self._subject.inferences)
+        failpoints.hit("erase.rows_deleted")
         self._say("compaction")
         left = lambda: still_stored(self._bootstrap, self._doomed)  # noqa: E731
-        compact_away(self._bootstrap, list(self._doomed), self._event.erasure_id, left)
+        compact_away(self._bootstrap, self._store, list(self._doomed), self._event.erasure_id, left)
         failpoints.hit("erase.compacted")
         # Once more: a process that was just starting may have gathered what the shards said before.
         gathered.forget(self._store, self._standing(changed))
@@ -95,19 +98,29 @@ class Erasure:
         self._report({"phase": phase})
 
     def _delete_records(self) -> None:
-        """Until no more of theirs is found: what was in flight when one look was taken is found by the next."""
+        """Until no more of theirs is found: what was in flight when one look was taken is found by the next.
+
+        Every consumer has passed the end of what was looked at then, for an attempt before this one may have written
+        deletions and not waited.
+        """
+        passed, published = False, set[str]()
         while True:
             self._say("records")
             found = find(self._bootstrap, self._subject)
-            if not found.keys:
+            if passed and not found.keys:
                 return
+            if found.inferences - published:  # so that consumers know whose the feedback is that comes from now on
+                erased.put_inferences(self._store, self._event.erasure_id, found.inferences)
+                published = found.inferences
+                time.sleep(3 * erased.STALE_S)
             for place, keys in found.keys.items():
                 self._doomed[place] = self._doomed.get(place, set()) | keys
             self._counted.update(found.count())
-            marks = delete(self._bootstrap, found.keys)
+            marks = found.last | delete(self._bootstrap, found.keys)
             failpoints.hit("erase.deleted")
             self._say("consumers")
             wait_until_passed(self._bootstrap, marks, WAIT_S)
+            passed = True
 
     def _rewrite_shards(self) -> tuple[list[ShardWritten], list[Any]]:
         self._say("shards")
@@ -135,11 +148,15 @@ class Erasure:
         path = erased.put_inferences(self._store, self._event.erasure_id, self._subject.inferences)
         nameless = msgspec.structs.replace(self._event, subject_id="", inferences=path)
         client = kafka.producer(self._bootstrap)
-        said = kafka.out(nameless, source=SOURCE, subject=nameless.erasure_id, time_ms=self._asked_ms)
+        said = kafka.out(
+            nameless, source=SOURCE, subject=nameless.erasure_id, time_ms=self._asked_ms, causation_id=self._cause
+        )
         kafka.produce(client, said)
         if client.flush(30):
             raise TimeoutError("the request was not acknowledged within 30 s")
-        compact_away(self._bootstrap, [(erased.TOPIC, 0)], self._event.erasure_id, lambda: self._named(said.key))
+        failpoints.hit("erase.renamed")
+        places = [(erased.TOPIC, 0)]
+        compact_away(self._bootstrap, self._store, places, self._event.erasure_id, lambda: self._named(said.key))
 
     def _named(self, key: bytes | None) -> int:
         """How many records of this request still hold the subject's name."""

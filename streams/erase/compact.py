@@ -1,7 +1,8 @@
 """Making Kafka compact now what it would compact within a day.
 
 A deletion reaches the disk when the segment it deletes from is closed and cleaned and its old file removed. An idle
-partition closes nothing: one filler record does it. Topic settings are lowered for that time and put back after.
+partition closes nothing: one filler record does it. Topic settings are lowered for that time and put back after; a note
+of what they were outlives whoever lowered them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from streams import kafka
+from streams import failpoints, kafka
+from streams.artifacts import ArtifactError, ArtifactStore
 from streams.erase.find import Place
 from streams.kafka import Out
 
 log = logging.getLogger(__name__)
 FILE_DELETE_DELAY_MS = 1_000
+BEFORE = "erasures/settings-before.json"
 _HASTY = {
     "segment.ms": "100", "min.cleanable.dirty.ratio": "0.0", "max.compaction.lag.ms": "100",
     "file.delete.delay.ms": str(FILE_DELETE_DELAY_MS),
@@ -26,13 +30,14 @@ _HASTY = {
 
 
 def compact_away(
-    bootstrap: str, places: Sequence[Place], name: str, stored: Callable[[], int], timeout_s: float = 900.0
+    bootstrap: str, store: ArtifactStore, places: Sequence[Place], name: str, stored: Callable[[], int],
+    timeout_s: float = 900.0,
 ) -> None:
     """Return once `stored()`, which counts what Kafka still holds of it, comes to nothing. Raises `TimeoutError`."""
     if not places:
         return
     deadline = time.monotonic() + timeout_s
-    with _in_a_hurry(bootstrap, sorted({topic for topic, _ in places})):
+    with _in_a_hurry(bootstrap, store, sorted({topic for topic, _ in places})):
         while True:
             time.sleep(0.3)
             fill(bootstrap, list(places), name)
@@ -57,28 +62,34 @@ def fill(bootstrap: str, places: list[Place], name: str) -> None:
 
 
 @contextmanager
-def _in_a_hurry(bootstrap: str, topics: list[str]) -> Iterator[None]:
+def _in_a_hurry(bootstrap: str, store: ArtifactStore, topics: list[str]) -> Iterator[None]:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     before = {topic: _own_settings(admin, topic) for topic in topics}
+    store.put_bytes(BEFORE, msgspec.json.encode(before))
+    failpoints.hit("erase.settings_noted")
     _alter(admin, {topic: dict(_HASTY) for topic in topics})
     try:
         yield
     finally:
-        _alter(admin, {topic: {name: before[topic].get(name) for name in _HASTY} for topic in topics})
+        restore_settings(bootstrap, store)
+
+
+def restore_settings(bootstrap: str, store: ArtifactStore) -> None:
+    """Put back the settings that were noted before the hurry, also of one that was killed; nothing where none was."""
+    try:
+        before = msgspec.json.decode(store.read_bytes(BEFORE), type=dict[str, dict[str, str]])
+    except ArtifactError:
+        return
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    _alter(admin, {topic: {name: own.get(name) for name in _HASTY} for topic, own in before.items()})
+    store.delete(BEFORE)
 
 
 def _own_settings(admin: AdminClient, topic: str) -> dict[str, str]:
-    """What is set on the topic itself, without the broker's defaults; not what an earlier hurry left behind."""
+    """What is set on the topic itself, without the broker's defaults."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
     found = admin.describe_configs([resource])[resource].result(30)
-    own = {name: entry.value for name, entry in found.items() if not entry.is_default and name in _HASTY}
-    return _declared(topic) if own.items() >= _HASTY.items() else own
-
-
-def _declared(topic: str) -> dict[str, str]:
-    from schemas.topics import all_topics
-
-    return next((one.config() for one in all_topics() if one.name == topic), {})
+    return {name: entry.value for name, entry in found.items() if not entry.is_default and name in _HASTY}
 
 
 def _alter(admin: AdminClient, settings: dict[str, dict[str, str | None]] | dict[str, dict[str, str]]) -> None:

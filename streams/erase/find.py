@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from confluent_kafka.admin import AdminClient
@@ -18,6 +19,7 @@ from schemas.events import Message
 from schemas.identity import subject_of_prompt
 from schemas.topics import all_topics
 from streams import kafka
+from streams.join.rows import carried_by
 from streams.kafka import Record
 
 Place = tuple[str, int]
@@ -27,9 +29,11 @@ INTERNAL = "join-feedback-"
 
 
 class _Who(msgspec.Struct):
-    """What any event with a person's words says of whose they are."""
+    """What any event with a person's words says of whose they are, also under the names that OpenAI's API has."""
 
     subject_id: str = ""
+    user: Any = ""
+    safety_identifier: Any = ""
     inference_id: str = ""
     prompt: str = ""
     messages: list[Message] = []
@@ -37,10 +41,12 @@ class _Who(msgspec.Struct):
 
 @dataclass
 class Found:
-    """Keys of records that still have a value, by partition; and the ids of the subject's inferences."""
+    """Keys of records that still have a value, by partition; the ids of the subject's inferences; the offset of the
+    last record of each partition that was looked at."""
 
     keys: dict[Place, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     inferences: set[str] = field(default_factory=set)
+    last: dict[Place, int] = field(default_factory=dict)
 
     def count(self) -> dict[str, int]:
         total: dict[str, int] = defaultdict(int)
@@ -66,7 +72,8 @@ class Subject:
             return self.in_bytes(value)
         if who.subject_id:
             return who.subject_id == self.subject_id or who.inference_id in self.inferences
-        return who.inference_id in self.inferences or self._asked(who) or self.in_bytes(value)
+        named = self.subject_id in (who.user, who.safety_identifier)
+        return named or who.inference_id in self.inferences or self._asked(who)
 
     def _asked(self, who: _Who) -> bool:
         """A row that came without a subject has that of its prompt."""
@@ -77,8 +84,10 @@ class Subject:
 
     def in_bytes(self, value: bytes) -> bool:
         """Whether the subject's id stands there as a JSON string, or the id of one of their inferences."""
-        if self._quoted in value:
-            return True
+        return self._quoted in value or self.in_key(value)
+
+    def in_key(self, value: bytes) -> bool:
+        """Whether the id of one of their inferences stands there."""
         return any(match.group().decode() in self.inferences for match in _INFERENCE.finditer(value))
 
 
@@ -88,13 +97,12 @@ _decoder = msgspec.json.Decoder(_Who)
 def find(bootstrap: str, subject: Subject) -> Found:
     """Every record of the subject that has a value and no later deletion under its key."""
     found = Found()
-    for record in _live(bootstrap, "usage.inferences", lambda one: subject.owns(one)):
+    for record in _live(bootstrap, "usage.inferences", subject.owns, found.last):
         found.keys[record.topic, record.partition].add(record.key or b"")
         subject.inferences.add((record.key or b"").decode(errors="replace"))
     for topic in personal_topics(bootstrap):
         if topic != "usage.inferences":
-            own = subject.owns if not topic.startswith(INTERNAL) else _held(subject)
-            for record in _live(bootstrap, topic, own):
+            for record in _live(bootstrap, topic, _owner(subject, topic), found.last):
                 found.keys[record.topic, record.partition].add(record.key or b"")
     found.inferences = set(subject.inferences)
     return found
@@ -104,7 +112,7 @@ def deleted_already(bootstrap: str, subject: Subject) -> dict[Place, set[bytes]]
     """Keys of the subject's records that were deleted before, and whose values Kafka still stores."""
     doomed: dict[Place, set[bytes]] = defaultdict(set)
     for topic in personal_topics(bootstrap):
-        own = subject.owns if not topic.startswith(INTERNAL) else _held(subject)
+        own = _owner(subject, topic)
         for record in kafka.read_to_end(bootstrap, topic):
             if record.value is not None and own(record):
                 doomed[topic, record.partition].add(record.key or b"")
@@ -113,9 +121,19 @@ def deleted_already(bootstrap: str, subject: Subject) -> dict[Place, set[bytes]]
     return doomed
 
 
-def _held(subject: Subject) -> Callable[[Record], bool]:
-    """In a topic of a stream processor a record is theirs by its key or by any word in it."""
-    return lambda record: subject.in_bytes((record.key or b"") + b"\0" + (record.value or b""))
+def _owner(subject: Subject, topic: str) -> Callable[[Record], bool]:
+    """What tells whether a record of this topic is theirs: of a stream processor's own, what it carries."""
+    if not topic.startswith(INTERNAL):
+        return subject.owns
+
+    def holds(record: Record) -> bool:
+        try:
+            carried = carried_by(record)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError):
+            return subject.in_bytes((record.key or b"") + b"\0" + (record.value or b""))
+        return subject.owns(carried) or subject.in_key(record.key or b"")
+
+    return holds
 
 
 def personal_topics(bootstrap: str) -> list[str]:
@@ -125,10 +143,11 @@ def personal_topics(bootstrap: str) -> list[str]:
     return [name for name in declared if name in there] + sorted(name for name in there if name.startswith(INTERNAL))
 
 
-def _live(bootstrap: str, topic: str, owns: Callable[[Record], bool]) -> list[Record]:
-    """The subject's records whose key was not deleted after them."""
+def _live(bootstrap: str, topic: str, owns: Callable[[Record], bool], last: dict[Place, int]) -> list[Record]:
+    """The subject's records whose key was not deleted after them; notes in `last` how far it read."""
     live: dict[tuple[int, bytes], Record] = {}
     for record in kafka.read_to_end(bootstrap, topic):
+        last[topic, record.partition] = record.offset
         place = record.partition, record.key or b""
         if record.value is None:
             live.pop(place, None)

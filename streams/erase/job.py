@@ -33,10 +33,18 @@ class EraseJob:
         """A request that has lost its subject is our own child's: it matters where its receipt was never given."""
         if isinstance(event, ErasureCompleted):
             return None
-        if not event.subject_id and receipt(self._bootstrap, event.erasure_id):
+        if not event.subject_id and not event.inferences:
+            log.warning("%s names nobody: nothing is done", event.erasure_id)
+            return None
+        if not event.subject_id and self._answered(envelope, event.erasure_id):
             return None
         self._current = envelope, event
-        return {"event": msgspec.to_builtins(event), "asked_ms": envelope.time_ms}
+        return {"event": msgspec.to_builtins(event), "asked_ms": envelope.time_ms, "id": envelope.id}
+
+    def _answered(self, request: Envelope, erasure_id: str) -> bool:
+        """Whether the last receipt is of this request or of what it was before it lost its subject."""
+        last = _last_receipt(self._bootstrap, erasure_id)
+        return last is not None and last[0].causation_id in (request.id, request.causation_id)
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         return []
@@ -70,11 +78,16 @@ class EraseJob:
 
 
 def receipt(bootstrap: str, erasure_id: str) -> ErasureCompleted | None:
-    """The receipt of an erasure, None where there is none yet."""
+    """The last receipt of an erasure, None where there is none yet."""
+    last = _last_receipt(bootstrap, erasure_id)
+    return last[1] if last else None
+
+
+def _last_receipt(bootstrap: str, erasure_id: str) -> tuple[Envelope, ErasureCompleted] | None:
     found = None
     for record in kafka.read_to_end(bootstrap, TOPIC, settled=True):  # it may be of the transaction before this one
         if record.value is not None:
-            _, event = kafka.decode(record)
+            envelope, event = kafka.decode(record)
             if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:
-                found = event
+                found = envelope, event
     return found

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.events import ModelStateChanged, ShardRef, ShardWritten, TaughtBy
-from streams.artifacts import ArtifactStore, get_shard, get_shard_set, replace_shard
+from streams.artifacts import UNFINISHED, ArtifactStore, get_shard, get_shard_set, replace_shard
 from streams.prepare.shard import counted, put_shard, ref_of
 
 # A shard file that nothing names may belong to a transaction that is not committed yet; none stays open as long.
@@ -63,12 +63,14 @@ def _said_again(store: ArtifactStore, said: ShardWritten, ref: ShardRef) -> Shar
 def sweep(store: ArtifactStore, named: Callable[[], set[str]], written_before_s: float) -> int:
     """Delete the shard files of before then that no committed event names; wait for those that are too young to tell.
 
-    Leftovers of aborted transactions hold words too. Returns how many there were.
+    Leftovers of aborted transactions hold words too, and so does what a killed process was just writing. Returns how
+    many there were.
     """
     deleted = 0
     while True:
         known = named()
-        orphans = [one for one in store.files("shards") if one[0] not in known and one[1] <= written_before_s]
+        files = [*store.files("shards"), *store.files(UNFINISHED)]
+        orphans = [one for one in files if one[0] not in known and one[1] <= written_before_s]
         for path, written_s in orphans:
             if time.time() - written_s > ORPHANED_AFTER_S:
                 store.delete(path)

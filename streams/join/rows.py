@@ -23,7 +23,8 @@ PARTITIONS = BY_NAME[INFERENCES].partitions
 REKEYED = f"{GROUP}-feedback-by-inference"
 # With a person's words in it, a tombstone must reach the disk within a day, however quiet the partition is.
 _PERSONAL = {"max.compaction.lag.ms": str(DAY_MS), "segment.ms": str(DAY_MS)}
-REKEYED_CONFIG = {"cleanup.policy": "compact,delete", "retention.ms": str(DAY_MS), **_PERSONAL}
+# As long as the topic that it comes from: what is under way here is read there no more.
+REKEYED_CONFIG = {"cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS), **_PERSONAL}
 CHANGELOG_CONFIG = {"cleanup.policy": "compact", **_PERSONAL}
 _ORIGIN, _CLOCK = "join_origin", "join_clock"
 
@@ -93,3 +94,16 @@ def feedback_of(record: Record) -> Record:
     """The feedback that a record of the re-keyed topic carries, as it came in."""
     partition, offset, timestamp_ms = map(int, record.headers[-1][1].decode().split("/"))
     return Record(FEEDBACK, partition, offset, timestamp_ms, record.key, record.value, record.headers[:-1])
+
+
+def carried_by(record: Record) -> Record:
+    """The answer or the feedback that a record of this consumer's own topics carries, as it came; it has a value.
+
+    Raises what the decoders do, or `ValueError`, where it is none of these.
+    """
+    if record.topic == REKEYED:
+        return record if clock_of(record) is not None else feedback_of(record)
+    if record.topic.endswith("-answers-changelog"):
+        value = unpack_answer(record.value or b"").value
+        return Record(INFERENCES, record.partition, -1, record.timestamp_ms, record.key, value, [])
+    return unpack_waiting(record.value or b"").feedback

@@ -15,7 +15,7 @@ from clickhouse_connect.driver.client import Client
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.codec import ContractError
-from schemas.events import ErasureRequested
+from schemas.events import ErasureRequested, InferenceServed
 from schemas.landing import DATABASE, Landed, arrow_table, table_name, tables_of
 from schemas.topics import BY_NAME, TOPICS
 from streams import failpoints, kafka, metrics
@@ -127,7 +127,9 @@ class ClickHouseStore:
             by_event[ErasureRequested] = [row._replace(event=one) for row, one in zip(requests, nameless, strict=True)]
         if not self._erased.anybody():
             return by_event
-        return {event: [row for row in rows if self._kept(row)] for event, rows in by_event.items()}
+        # Answers first: whose feedback is, the answer tells.
+        events = sorted(by_event, key=lambda event: event is not InferenceServed)
+        return {event: [row for row in by_event[event] if self._kept(row)] for event in events}
 
     def _kept(self, row: Landed) -> bool:
         if not self._erased.covers(getattr(row.event, "subject_id", ""), getattr(row.event, "inference_id", "")):

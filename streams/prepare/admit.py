@@ -1,9 +1,10 @@
 """Which rows of a batch are admitted, given the rows that committed shards hold already.
 
 In this order: a record said again in the same batch (its newest word counts), duplicates, contradictions (the newest
-answer to a question holds; the older one is dropped here, or passed over when a job reads the shards), near
-duplicates, the caps per subject and per Kafka key (an application may name its user there and not in the record, whose
-questions would then be a subject each). The state is a pure function of committed rows: `remember` rebuilds it.
+answer to a question holds, and the newest word of a record; the older one is dropped here, or passed over when a job
+reads the shards), near duplicates, the caps per subject and per Kafka key (an application may name its user there and
+not in the record, whose questions would then be a subject each). The state is a pure function of committed rows:
+`remember` rebuilds it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from streams.prepare.near import PERMUTATIONS, NearIndex, band_keys
 from streams.prepare.runs import Runs, grown
 
 # The columns of a shard that the state is rebuilt from.
-REMEMBERED = ["kind", "input_hash", "content_hash", "answer_hash", "minhash", "submitted_ms", "origin"]
+REMEMBERED = ["record_id", "kind", "input_hash", "content_hash", "answer_hash", "minhash", "submitted_ms", "origin"]
 Row = dict[str, Any]
 
 
@@ -43,13 +44,25 @@ def _answers(rows: Sequence[Row]) -> NDArray[np.uint64]:
     return _keys(row["answer_hash"] for row in rows)
 
 
+def _contents(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    return _keys(row["content_hash"] for row in rows)
+
+
+def _records(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    """Which record each row is of; other numbers in another process."""
+    return np.array([hash(row["record_id"]) for row in rows], dtype=np.int64).view(np.uint64)
+
+
 class Admission:
-    """What committed rows say; see the module. Memory: 28 bytes a row, and the bounded index of near duplicates."""
+    """What committed rows say; see the module. Memory: 44 bytes a row, and the bounded index of near duplicates."""
 
     def __init__(self) -> None:
-        self._latest = Runs()  # a fact → where its newest answer stands in the two arrays
+        self._latest = Runs()  # a fact → where its newest answer stands in the three arrays
+        self._latest_of_record = Runs()
         self._near = NearIndex()
-        self._answers = np.empty(0, dtype=np.uint64)
+        # The low halves of hashes: they are compared for one fact or record alone.
+        self._answers = np.empty(0, dtype=np.uint32)
+        self._contents = np.empty(0, dtype=np.uint32)
         self._times = np.empty(0, dtype=np.int64)
         self._count = 0
 
@@ -57,8 +70,7 @@ class Admission:
         """Take in the rows of committed shards (columns REMEMBERED), which may come in any order."""
         rows = [row for row in table.to_pylist() if row["origin"] != "augmented"]
         rows.sort(key=lambda row: row["submitted_ms"])  # of those about one fact the last holds
-        known = self._known(_facts(rows))
-        self._take([row for row, one in zip(rows, known, strict=True) if one is None or one[1] <= row["submitted_ms"]])
+        self._take(rows)
 
     def admit(self, rows: Sequence[Row], policy: ModelPolicy) -> tuple[list[Row], Counter[str], int]:
         """The rows to keep, in their order; what was dropped, by reason; how many contradict an earlier row.
@@ -67,51 +79,79 @@ class Admission:
         """
         dropped: Counter[str] = Counter()
         rows = _newest_of_each_record(rows, dropped)
-        fresh, corrections = self._without_known(rows, dropped)
+        fresh, corrections, contradictions = self._without_known(rows, dropped)
         fresh = self._without_near(fresh, policy.near_duplicate_similarity, dropped)
         # A correction is news however much it is like a row of before: it never falls as a near duplicate.
         rows = sorted([*fresh, *corrections], key=lambda row: row["offset"])
         rows = _capped(rows, "subject_id", policy.max_rows_per_subject, "subject cap", dropped)
         rows = _capped(rows, "key", policy.max_rows_per_key, "key cap", dropped)
         self._take(rows)
-        return rows, dropped, len(corrections)
+        return rows, dropped, contradictions
 
     def _take(self, rows: Sequence[Row]) -> None:
         if not rows:
             return
         start, end = self._count, self._count + len(rows)
-        self._answers, self._times = grown(self._answers, end), grown(self._times, end)
-        self._answers[start:end] = answers = _answers(rows)
-        self._times[start:end] = [row["submitted_ms"] for row in rows]
+        answers, times = _answers(rows), np.array([row["submitted_ms"] for row in rows], dtype=np.int64)
+        self._answers = grown(self._answers, end)
+        self._contents = grown(self._contents, end)
+        self._times = grown(self._times, end)
+        self._answers[start:end] = _half(answers)
+        self._contents[start:end] = _half(_contents(rows))
+        self._times[start:end] = times
         self._count = end
-        self._latest.add(_facts(rows), np.arange(start, end, dtype=np.int64))
-        self._near.add(_signatures(rows), answers)
+        self._add(self._latest_of_record, _records(rows), times, start)
+        newest = self._add(self._latest, _facts(rows), times, start)
+        self._near.add(_signatures(rows)[newest], answers[newest])
 
-    def _known(self, facts: NDArray[np.uint64]) -> list[tuple[int, int] | None]:
-        """(answer, when) of the newest committed row about each fact."""
+    def _add(
+        self, latest: Runs, keys: NDArray[np.uint64], times: NDArray[np.int64], start: int
+    ) -> NDArray[np.int64]:
+        """Note under these keys the entries from `start` on, where none is newer; returns which of them."""
+        known = latest.find(keys)
+        newest = np.flatnonzero((known < 0) | (self._times[known] <= times))
+        latest.add(keys[newest], newest + start)
+        return newest
+
+    def _known(
+        self, latest: Runs, keys: NDArray[np.uint64], said: NDArray[np.uint32]
+    ) -> list[tuple[int, int] | None]:
+        """(what it says, when) of the newest committed row about each fact, or of each record."""
         return [
-            (int(self._answers[entry]), int(self._times[entry])) if entry >= 0 else None
-            for entry in self._latest.find(facts).tolist()
+            (int(said[entry]), int(self._times[entry])) if entry >= 0 else None for entry in latest.find(keys).tolist()
         ]
 
-    def _without_known(self, rows: Sequence[Row], dropped: Counter[str]) -> tuple[list[Row], list[Row]]:
-        """Rows about what no committed row is about, and rows that answer a committed row's question differently."""
+    def _without_known(self, rows: Sequence[Row], dropped: Counter[str]) -> tuple[list[Row], list[Row], int]:
+        """Rows that are news; rows that correct what a committed row answers or what their own record said before;
+        how many of these contradict a committed answer."""
         fresh: dict[int, Row] = {}
         corrections: dict[int, Row] = {}
-        facts, answers = _facts(rows), _answers(rows).tolist()
+        contradictions: set[int] = set()
+        facts, answers, contents = _facts(rows), _half(_answers(rows)).tolist(), _half(_contents(rows)).tolist()
+        committed = self._known(self._latest, facts, self._answers)
+        own = self._known(self._latest_of_record, _records(rows), self._contents)
         said: dict[int, tuple[int, int]] = {}  # in this batch, as `_known` gives what was said before
-        for row, fact, answer, committed in zip(rows, facts.tolist(), answers, self._known(facts), strict=True):
+        for row, fact, answer, content, before, mine in zip(
+            rows, facts.tolist(), answers, contents, committed, own, strict=True
+        ):
             here, when = said.get(fact), row["submitted_ms"]
-            known = here or committed
-            if known and known[0] == answer:
+            known = here or before
+            moved = mine is not None and mine[0] != content  # the record said something else since
+            if mine is not None and moved and mine[1] > when:
+                dropped["superseded"] += 1
+            elif known and known[0] == answer and not moved:
                 dropped["duplicate"] += 1
             elif known and known[1] > when:
                 dropped["contradicted"] += 1
             else:
                 dropped["contradicted"] += here is not None
                 said[fact] = answer, when
-                (fresh if committed is None else corrections)[fact] = row
-        return list(fresh.values()), list(corrections.values())
+                fresh.pop(fact, None)
+                corrections.pop(fact, None)
+                (corrections if before or moved else fresh)[fact] = row
+                if before and before[0] != answer:
+                    contradictions.add(fact)
+        return list(fresh.values()), list(corrections.values()), len(contradictions)
 
     def _without_near(self, rows: list[Row], least: float, dropped: Counter[str]) -> list[Row]:
         if not rows:
@@ -162,3 +202,7 @@ def _capped(rows: Sequence[Row], by: str, most: int, reason: str, dropped: Count
             kept.append(row)
     dropped[reason] += len(rows) - len(kept)
     return kept
+
+
+def _half(hashes: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    return hashes.astype(np.uint32)

@@ -1,4 +1,4 @@
-"""Scrubbing: personal data and secrets in a text become `[kind]`, before the first durable write of ours.
+"""Scrubbing: personal data and secrets in a text become `[kind]`, before a shard is written.
 
 Checksums and numbering plans are the libraries' (python-stdnum, phonenumbers); what stands here is where in a text
 they are asked. Masks are tried in this order: a token may hold an address, an account number may look like a phone.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from confluent_kafka import Producer
 
 from deploy.demo.stage import MODEL
 from streams.artifacts import get_shard, get_shard_set
+from streams.erased import LATE
 from tests.broker import fresh, until
 from tests.e2e.system import System, read_topic
 
@@ -149,8 +151,22 @@ def test_what_comes_late_is_kept_out(system: System, person: Person) -> None:
 
     for topic in ("training.raw", "usage.inferences", "usage.feedback"):
         until(lambda topic=topic: not left(topic), 40, f"{topic} to be rid of what came late")
+    # An answer that they are given now, and then feedback on it, which says of nobody but of that answer.
+    identity, opinion = f"chatcmpl-{uuid.uuid4().hex}{uuid.uuid4().hex[:12]}", fresh("opinion")
+    person.inferences.append(identity)
+    client.produce("usage.inferences", json.dumps(served | {"inference_id": identity}).encode(), key=identity.encode(),
+                   headers=[("ce_type", b"InferenceServed"), ("ce_id", b"late-2"), ("ce_source", b"tuneloop/serve")])  # fmt: skip
+    client.flush(15)
+    until(lambda: any(path.endswith(identity) for path, _ in system.store.files(LATE)), 40, "their answer to be noted")
+    submit(system, "usage.feedback", 0, {opinion: json.dumps(feedback | {"inference_id": identity}).encode()})
+    until(lambda: not left("usage.feedback"), 40, "usage.feedback to be rid of their opinion")
     time.sleep(2)
     assert rows_of(system, person) == 0 and shard_rows_of(system, person) == 0
+
+
+def test_nobody_is_not_a_person(system: System) -> None:
+    said = system.cli("forget", "")
+    assert said.code != 0 and "which subject?" in said.err
 
 
 @pytest.mark.long

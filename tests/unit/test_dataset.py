@@ -63,6 +63,15 @@ def test_a_correction_replaces_its_record_even_with_another_prompt(store: Artifa
     assert [entry.completion for entry in read_rows(store, [second, first])] == ["new"]
 
 
+def test_an_augmented_row_falls_with_the_answer_that_it_repeats(store: ArtifactStore) -> None:
+    said, made = stored("where?", "old", at=1), stored("wheer?", "old", at=1, record_id="where?/1/swapped", origin="augmented")
+    early, late = shard(store, "a", said, made), shard(store, "b", stored("where?", "new", at=2))
+    assert [entry.completion for entry in read_rows(store, [early])] == ["old", "old"]
+    assert [entry.completion for entry in read_rows(store, [early, late])] == ["new"]
+    mixed = training_set(read_rows(store, [late]), read_rows(store, [early]), replay_share=0.5, max_replay=9, seed=1)
+    assert [entry.completion for entry in mixed.rows] == ["new"], "also where the new answer came with another job"
+
+
 def test_rows_of_one_moment_are_ordered_by_where_they_stood(store: ArtifactStore) -> None:
     both = [stored("a", answer, at=5, record_id=answer, partition=p, offset=o) for answer, p, o in
             (("second", 1, 2), ("first", 1, 1), ("zeroth", 0, 9))]  # fmt: skip

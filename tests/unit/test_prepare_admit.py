@@ -83,6 +83,23 @@ def test_a_record_said_again_counts_once_with_its_newest_word() -> None:
     assert [one["completion"] for one in kept] == ["c"] and +dropped == Counter({"superseded": 2})
 
 
+def test_what_a_record_says_last_holds_also_where_it_said_it_before() -> None:
+    up, down = (row("q", "a", at=n, kind="kto", label=label, record_id="r") for n, label in ((1, True), (2, False)))
+    again = {**up, "offset": 3, "submitted_ms": 3}
+    for order in ([up, down], [down, up]):
+        assert admitted(committed(*order), again) == ([3], {}, 0), "a thumb up, down and up again"
+    for order in ([up, down, again], [again, down, up]):
+        state = committed(*order)
+        assert admitted(state, {**again, "offset": 4, "submitted_ms": 4}) == ([], {"duplicate": 1}, 0)
+        assert admitted(state, {**down, "offset": 5}) == ([], {"superseded": 1}, 0), "an older word comes late"
+    assert admitted(committed(up, down), {**again, "record_id": "another"}) == ([], {"duplicate": 1}, 0)
+
+
+def test_a_correction_of_a_record_is_no_near_duplicate_of_what_it_corrects() -> None:
+    typo, mended = row(LONG, at=1, record_id="r"), row(LONG + "!", at=2, record_id="r")
+    assert admitted(committed(typo), mended) == ([2], {}, 0)
+
+
 def test_near_duplicates_fall_with_the_same_answer_alone() -> None:
     same, other = row(LONG + "!", at=2), row(LONG + " !", "refund", at=3)
     for state, before in ((committed(row(LONG, at=1)), []), (Admission(), [row(LONG, at=1)])):

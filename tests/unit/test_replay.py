@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from deploy.cli.dlq import body, counted, parted, readable
 from deploy.cli.output import CommandError
-from streams.dead_letters import dead_letter
+from streams.dead_letters import LARGEST_BYTES, dead_letter
 from streams.kafka import Out, Record
 from streams.replay import Letter, ReplayError, Selection, batches, moves_away, moves_back, open_letters, parse_origin
 
@@ -114,6 +114,9 @@ def test_what_cannot_go_back_is_named_before_anything_goes() -> None:
     with pytest.raises(ReplayError, match="'what is this' of prepare does not say where it belongs: drop it"):
         moves_back(stranger, stranger)
     assert moves_away(stranger)[0].outs[0].value is None
+    large = letters(replace(RECORD, value=b"x" * (LARGEST_BYTES + 1)))
+    with pytest.raises(ReplayError, match=r"training\.raw/2/17 of prepare holds no body: drop it, or send the record anew"):
+        moves_back(large, large)
 
 
 def test_batches_leave_none_out() -> None:
