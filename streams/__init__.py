@@ -10,7 +10,7 @@ Where a record is safe, and why; each loop says it on top of its file:
 - `join_feedback`: the record first, under an id made of its answer and kind; then the mark that it was made; then the
   offset. A crash in between says the same record again, which replaces itself.
 
-Where a forgotten person stays forgotten: `erase` deletes what stood before the request; what comes after it `prepare` and
-`monitor` keep out (`erased`) and delete from the topic it came by, and the join loses it with that deletion. What cannot
-be read goes to `dead_letters`, within a budget; `replay` puts it back.
+Where a forgotten person stays forgotten: `erase` deletes what stood before the request; what comes after it `prepare`
+and `monitor` keep out (`erased`) and delete from the topic it came by, and the join loses it with that deletion. What
+cannot be read goes to `dead_letters`, within a budget; `replay` puts it back.
 """

@@ -25,8 +25,8 @@ NAMES = (
     # the long-job loop
     "job.taken", "job.asked", "job.answered", "job.begun", "job.produced", "job.offsets_sent", "job.committed",
     # an erasure
-    "erase.deleted", "erase.pointed", "erase.rewritten", "erase.rows_deleted", "erase.settings_noted", "erase.compacted",
-    "erase.renamed",
+    "erase.deleted", "erase.pointed", "erase.rewritten", "erase.rows_deleted", "erase.settings_noted",
+    "erase.compacted", "erase.renamed",
     # the artifact store
     "artifact.written", "artifact.renamed",
     # putting dead letters back
