@@ -20,7 +20,7 @@ REQUEST_TIMEOUT_S = 4.0
 # What a request takes is milliseconds. One that meets the death of a broker may never return, whatever its own time-out
 # is (seen in librdkafka 2.16: send_offsets_to_transaction alone); being given up while it was merely slow costs a
 # repeated batch.
-HUNG_S, LONGEST_HUNG_S = 2.0, 4.0
+HUNG_S, LONGEST_HUNG_S = 1.0, 4.0
 # What is refused that often in a row is refused for good, as a record that is too large: to go on would only hide it.
 ATTEMPTS = 8
 START_OVER_LIMIT_S = 8.0
