@@ -4,7 +4,8 @@ Ours is the real sink loop with the monitor's `ClickHouseStore` over `usage.infe
 bytes, 8 headers, 4 partitions, 200,000 events); its clock runs from the assignment to the last commit. The peer is the
 slower of its two ends alone: reading and decoding the same records without storing anything, and inserting the same
 events as Arrow tables made beforehand, at the best of three block sizes, into a table of the same shape. What the loop
-does besides (making the tables, dead letters, waiting for one end while the other works) is what the ratio shows.
+does besides (making the tables, dead letters, waiting for one end while the other works) is what the ratio shows, and
+that both ends work at once on the same cores: how much CPU they took together goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 
+import psutil
 import pyarrow as pa
 
 from schemas.events import InferenceServed
@@ -70,6 +72,29 @@ def insert(parts: Parts, tables: list[pa.Table]) -> Timed:
     return Timed(count, took[0], count)
 
 
+def cpu_s() -> tuple[float, float]:
+    """CPU seconds that this process has taken, and the broker and ClickHouse, which it started."""
+
+    def of(process: psutil.Process) -> float:
+        return process.cpu_times().user + process.cpu_times().system
+
+    here = psutil.Process()
+    return of(here), sum(of(child) for child in here.children(recursive=True))
+
+
+def land_and_tell(parts: Parts, start: Mark, count: int) -> Timed:
+    """`land`, and how much CPU that took of what there is."""
+    before = cpu_s()
+    timed = land(parts, start, count)
+    mine, theirs = (after - at for after, at in zip(cpu_s(), before, strict=True))
+    cores = psutil.cpu_count() or 1
+    note(
+        f"  CPU: {mine:.1f} s here, {theirs:.1f} s in ClickHouse and the broker; spread perfectly over {cores} cores "
+        f"that is {count / (mine + theirs) * cores:,.0f} events/s"
+    )
+    return timed
+
+
 def tables_of(start: Mark, parts: Parts) -> pa.Table:
     landed = []
     for record in since(parts.bootstrap, TOPIC, start):
@@ -98,4 +123,4 @@ def clickhouse_vs_slower_end(parts: Parts) -> list[Figure]:
         timed = read(parts, start, count, typed)
         return Timed(timed.items, timed.seconds, count)
 
-    return [ratio("clickhouse_vs_slower_end", parts, lambda: land(parts, start, count), end, "events/s", slower)]
+    return [ratio("clickhouse_vs_slower_end", parts, lambda: land_and_tell(parts, start, count), end, "events/s", slower)]
