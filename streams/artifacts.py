@@ -21,7 +21,7 @@ from pyarrow import fs
 from schemas.events import ShardRef, ShardSet
 from streams import failpoints
 
-# Where files lie that are being written; what a crash leaves there is taken away when somebody is forgotten.
+# Where files lie that are being written; what a crash leaves there of shards goes when somebody is forgotten.
 UNFINISHED = ".tmp"
 
 
@@ -64,8 +64,8 @@ class ArtifactStore:
                 stream.write(data)
         else:
             # Not beside the target: what a crash leaves there would count as a file of the folder.
-            temporary = Path(self._root) / UNFINISHED / uuid.uuid4().hex
-            temporary.parent.mkdir(exist_ok=True)
+            temporary = Path(self._root) / UNFINISHED / path.partition("/")[0] / uuid.uuid4().hex
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("wb") as handle:
                     handle.write(data)

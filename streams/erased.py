@@ -42,6 +42,9 @@ class Suppression(Protocol):
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         """Whether this subject, or the subject of this inference, was forgotten."""
 
+    def answered(self, subject_id: str, inference_id: str) -> None:
+        """Note that a forgotten subject was given an answer, so that feedback on it is known for theirs."""
+
 
 class Nobody:
     """Suppresses nothing."""
@@ -57,12 +60,14 @@ class Nobody:
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         return False
 
+    def answered(self, subject_id: str, inference_id: str) -> None: ...
+
 
 class Erased:
     """See the module; `secret` is what subjects are hashed with.
 
     Feedback often says nothing of whose it is, only of which answer: so the ids of a subject's answers are known here,
-    too, while they are being erased, afterwards, and of those that came after it all (`covers` notes them).
+    too, while they are being erased, afterwards, and of those that came after it all (`answered`).
     """
 
     def __init__(self, bootstrap: str, secret: bytes, store: ArtifactStore) -> None:
@@ -117,12 +122,12 @@ class Erased:
             return False
         if inference_id and inference_id in self._inferences:
             return True
-        if not subject_id or subject_hash(self._secret, subject_id) not in self._hashes:
-            return False
-        if ISSUED.fullmatch(inference_id):
-            self._store.put_bytes(f"{LATE}/{inference_id}", b"")
+        return bool(subject_id) and subject_hash(self._secret, subject_id) in self._hashes
+
+    def answered(self, subject_id: str, inference_id: str) -> None:
+        if inference_id not in self._inferences and ISSUED.fullmatch(inference_id):
+            self._store.put_bytes(f"{_late(subject_hash(self._secret, subject_id))}/{inference_id}", b"")
             self._inferences.add(inference_id)
-        return True
 
 
 def _path(erasure: str) -> str:
@@ -133,6 +138,15 @@ def put_inferences(store: ArtifactStore, erasure: str, inferences: set[str]) -> 
     """Store the ids of a subject's inferences; they say nothing of the person."""
     store.put_bytes(_path(erasure), msgspec.json.encode(sorted(inferences)))
     return _path(erasure)
+
+
+def _late(hashed: str) -> str:
+    return f"{LATE}/{hashed}"
+
+
+def late_inferences(store: ArtifactStore, hashed: str) -> set[str]:
+    """The answers that a subject, by its hash, was given after it was forgotten."""
+    return {path.rsplit("/", 1)[1] for path, _ in store.files(_late(hashed))}
 
 
 def read_inferences(store: ArtifactStore, erasure: str) -> list[str]:

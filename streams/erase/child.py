@@ -53,7 +53,9 @@ class Erasure:
         self._cause: str = request["id"]
         self._event = msgspec.convert(request["event"], ErasureRequested)
         # What an attempt before this one found, too: it may have deleted what they were found by.
-        self._subject = Subject(self._event.subject_id, erased.read_inferences(store, self._event.erasure_id))
+        known = erased.read_inferences(store, self._event.erasure_id)
+        late = erased.late_inferences(store, self._event.subject_hash)
+        self._subject = Subject(self._event.subject_id, late.union(known))
         self._doomed: dict[Place, set[bytes]] = {}
         self._counted: Counter[str] = Counter()
         self._rows = 0

@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from confluent_kafka.admin import AdminClient
@@ -24,16 +23,17 @@ from streams.kafka import Record
 
 Place = tuple[str, int]
 _INFERENCE = re.compile(rb"chatcmpl-[0-9a-f]{44}")
+# Before a name under any key of a JSON object, but not before what people say or what things are called.
+_NOT_NAMES = rb"role|content|prompt|completion|chosen|rejected|answer|value|model|kind|origin|metric_name"
+_NAMING = rb'"(?!(?:' + _NOT_NAMES + rb')")[^"\\]*"\s*:\s*'
 # Topics of this consumer's own (re-keyed records, changelogs of its tables) hold words too.
 INTERNAL = "join-feedback-"
 
 
 class _Who(msgspec.Struct):
-    """What any event with a person's words says of whose they are, also under the names that OpenAI's API has."""
+    """What any event with a person's words says of whose they are."""
 
     subject_id: str = ""
-    user: Any = ""
-    safety_identifier: Any = ""
     inference_id: str = ""
     prompt: str = ""
     messages: list[Message] = []
@@ -62,6 +62,7 @@ class Subject:
         self.subject_id = subject_id
         self.inferences = set(inferences)
         self._quoted = msgspec.json.encode(subject_id)
+        self._named = re.compile(_NAMING + re.escape(self._quoted))
 
     def owns(self, record: Record) -> bool:
         """Whether a record is theirs by what it says, or, where it says nothing that can be read, by what it holds."""
@@ -72,8 +73,7 @@ class Subject:
             return self.in_bytes(value)
         if who.subject_id:
             return who.subject_id == self.subject_id or who.inference_id in self.inferences
-        named = self.subject_id in (who.user, who.safety_identifier)
-        return named or who.inference_id in self.inferences or self._asked(who)
+        return self._asked(who) or self.in_key(value) or self._named.search(value) is not None
 
     def _asked(self, who: _Who) -> bool:
         """A row that came without a subject has that of its prompt."""

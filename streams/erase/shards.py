@@ -30,7 +30,8 @@ def rewrite(
     for said in shards:
         ref, data = get_shard(store, ref_of(said))
         table = pq.read_table(io.BytesIO(data))
-        kept = table.filter([not _theirs(row, subject_id, inferences) for row in table.to_pylist()])
+        mine = [_theirs(row, subject_id, inferences) for row in table.to_pylist()]
+        kept = table.filter(pa.array([not one for one in mine], pa.bool_()))  # a shard may be empty by now
         if kept.num_rows < table.num_rows:
             path, digest, _ = put_shard(store, said.model, said.shard_id, kept)
             after = ShardRef(shard_id=said.shard_id, path=path, digest=digest, rows=kept.num_rows)
@@ -69,7 +70,7 @@ def sweep(store: ArtifactStore, named: Callable[[], set[str]], written_before_s:
     deleted = 0
     while True:
         known = named()
-        files = [*store.files("shards"), *store.files(UNFINISHED)]
+        files = [*store.files("shards"), *store.files(f"{UNFINISHED}/shards"), *store.files(f"{UNFINISHED}/gathered")]
         orphans = [one for one in files if one[0] not in known and one[1] <= written_before_s]
         for path, written_s in orphans:
             if time.time() - written_s > ORPHANED_AFTER_S:

@@ -134,6 +134,8 @@ class ClickHouseStore:
     def _kept(self, row: Landed) -> bool:
         if not self._erased.covers(getattr(row.event, "subject_id", ""), getattr(row.event, "inference_id", "")):
             return True
+        if isinstance(row.event, InferenceServed):
+            self._erased.answered(row.event.subject_id, row.event.inference_id)
         if row.at.topic != "training.raw":  # there, `prepare` does it in its transaction
             self._say(Out(row.at.topic, row.at.key or b"", None, [], row.at.partition))
         return False

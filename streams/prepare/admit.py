@@ -22,7 +22,9 @@ from streams.prepare.near import PERMUTATIONS, NearIndex, band_keys
 from streams.prepare.runs import Runs, grown
 
 # The columns of a shard that the state is rebuilt from.
-REMEMBERED = ["record_id", "kind", "input_hash", "content_hash", "answer_hash", "minhash", "submitted_ms", "origin"]
+REMEMBERED = [
+    "model", "record_id", "kind", "input_hash", "content_hash", "answer_hash", "minhash", "submitted_ms", "origin",
+]  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -49,8 +51,8 @@ def _contents(rows: Sequence[Row]) -> NDArray[np.uint64]:
 
 
 def _records(rows: Sequence[Row]) -> NDArray[np.uint64]:
-    """Which record each row is of; other numbers in another process."""
-    return np.array([hash(row["record_id"]) for row in rows], dtype=np.int64).view(np.uint64)
+    """Which record of which model each row is of; other numbers in another process."""
+    return np.array([hash((row["model"], row["record_id"])) for row in rows], dtype=np.int64).view(np.uint64)
 
 
 class Admission:

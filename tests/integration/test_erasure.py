@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from schemas import events as e
 from schemas.codec import Envelope
 from schemas.identity import erasure_id, subject_hash
-from streams import erased, kafka
+from streams import erased, failpoints, kafka
 from streams.artifacts import UNFINISHED, ArtifactStore
 from streams.erase import child, compact, find, shards
 from streams.erase.job import EraseJob
@@ -57,9 +57,12 @@ def test_feedback_that_names_nobody_is_known_by_its_answer_while_they_are_erased
     for one in (suppression, known(kafka_bootstrap, store)):
         one.refresh()
         assert one.covers("", BEFORE)
-        assert one.covers(jane.subject_id, LATE), "an answer that she was given afterwards"
-        assert one.covers("", LATE) and not one.covers("", OTHERS)
-    assert known(kafka_bootstrap, store).covers("", LATE), "also by who has not seen that answer"
+        assert one.covers(jane.subject_id, OTHERS), "what she says of somebody else's answer"
+        assert not one.covers("", OTHERS), "that answer stays theirs"
+    suppression.answered(jane.subject_id, LATE)
+    assert suppression.covers("", LATE) and known(kafka_bootstrap, store).covers("", LATE), "an answer given afterwards"
+    assert erased.late_inferences(store, jane.subject_hash) == {LATE}
+    assert erased.late_inferences(store, request(fresh("john")).subject_hash) == set()
 
 
 def test_an_empty_name_is_nobodys(kafka_bootstrap: str, store: ArtifactStore) -> None:
@@ -114,8 +117,7 @@ def test_settings_that_were_lowered_are_put_back_also_by_whoever_comes_after(
     killed.__enter__()
     compact.restore_settings(kafka_bootstrap, store)
     assert settings_of(kafka_bootstrap, topic) == before
-    compact.restore_settings(kafka_bootstrap, store)
-    assert settings_of(kafka_bootstrap, topic) == before, "there is nothing more to put back"
+    assert store.files(compact.BEFORE) == [], "there is nothing more to put back"
 
 
 def test_an_attempt_that_finds_all_deleted_still_waits_for_who_has_not_passed_the_deletions(
@@ -138,8 +140,14 @@ def test_an_attempt_that_finds_all_deleted_still_waits_for_who_has_not_passed_th
 def test_what_a_killed_process_was_just_writing_is_swept(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "ORPHANED_AFTER_S", 0.2)
     store.put_bytes("shards/support/named.parquet", b"rows")
-    for orphan in ("shards/support/orphan.parquet", f"{UNFINISHED}/0123abcd"):
-        store.put_bytes(orphan, b"somebody's words")
+    store.put_bytes("shards/support/orphan.parquet", b"somebody's words")
+    failpoints.arm("artifact.written=raise")
+    try:
+        with pytest.raises(failpoints.FailpointError):
+            store.put_bytes("shards/support/never.parquet", b"somebody's words")
+    finally:
+        failpoints.arm("")
+    assert len(store.files(UNFINISHED)) == 1
     assert shards.sweep(store, lambda: {"shards/support/named.parquet"}, time.time() + 1) == 2
     left = [path for prefix in ("shards", UNFINISHED) for path, _ in store.files(prefix)]
     assert left == ["shards/support/named.parquet"]

@@ -31,7 +31,10 @@ def test_a_record_is_of_who_it_names_whatever_else_it_says(identity: str) -> Non
     about = {"model": "support", "messages": ASKED, "completion": "0"}
     assert owns(subject, about | {"subject_id": identity}) and not owns(subject, about | {"subject_id": "somebody"})
     assert not owns(subject, about), "nobody's, though it has a role, a model, a zero"
-    assert owns(subject, about | {"user": identity}) and owns(subject, about | {"safety_identifier": identity})
+    for name in ("user", "safety_identifier", "subjectId"):
+        assert owns(subject, about | {name: identity}) and owns(subject, about | {"body": {"x": 1, name: identity}})
+    assert owns(subject, about | {"ids": [ANSWER]}) and not owns(subject, about | {"ids": [OTHER]})
+    assert not owns(subject, about | {"prompt": identity, "kind": identity})
     assert owns(subject, {"inference_id": ANSWER, "value": "x"}) and not owns(subject, {"inference_id": OTHER, "value": "x"})
 
 

@@ -51,6 +51,13 @@ def test_it_says_what_it_replaces_and_what_is_left(store, said, tmp_path: Path) 
     assert not (tmp_path / said.path).exists()
 
 
+def test_a_shard_that_lost_its_last_row_stands_in_nobodys_way(store, said) -> None:
+    for person in ("ann", "bob", "eve"):
+        (after,) = rewrite(store, [said], person, set())
+    assert (after.erased, after.rows, persons_in(store, after)) == (3, 0, [])
+    assert rewrite(store, [after], "somebody else", set()) == []
+
+
 def test_what_was_rewritten_and_not_said_is_said_by_the_next(store, said) -> None:
     """The first erasure died before it could say so; the second says both, and nothing is left to the first."""
     rewrite(store, [said], "ann", set())

@@ -95,6 +95,13 @@ def test_what_a_record_says_last_holds_also_where_it_said_it_before() -> None:
     assert admitted(committed(up, down), {**again, "record_id": "another"}) == ([], {"duplicate": 1}, 0)
 
 
+def test_records_of_two_models_are_two_though_their_ids_are_the_same() -> None:
+    ours = row("where is it", at=2, record_id="order-17")
+    theirs = {**row("where is that", at=1, record_id="order-17"), "model": "sales"}
+    assert admitted(committed(ours), theirs) == ([1], {}, 0)
+    assert admitted(committed(ours, theirs), {**ours, "offset": 3, "submitted_ms": 3}) == ([], {"duplicate": 1}, 0)
+
+
 def test_a_correction_of_a_record_is_no_near_duplicate_of_what_it_corrects() -> None:
     typo, mended = row(LONG, at=1, record_id="r"), row(LONG + "!", at=2, record_id="r")
     assert admitted(committed(typo), mended) == ([2], {}, 0)
