@@ -53,11 +53,12 @@ def dead_letter(group: str, record: Record, reason: str, exception: str = "Contr
     """The dead letter of one record: keyed by its origin, so that a replayed refusal writes the same letter.
 
     `tuneloop.original.key` (raw bytes; left out where the record had no key) and `tuneloop.original.timestamp` (Unix
-    time in ms) keep what the letter's own key and time have displaced.
+    time in ms) keep what the letter's own key and time have displaced; `tuneloop.original.left_out` (bytes) says that
+    the body was too large for a letter.
     """
-    value = record.value
-    if value is not None and len(value) > LARGEST_BYTES:  # tens of megabytes that had been squeezed into one
-        value, reason = b"", f"its {len(value)} bytes are left out here and stand at its origin: {reason}"
+    value, size = record.value, len(record.value or b"")
+    if size > LARGEST_BYTES:  # tens of megabytes that had been squeezed into one
+        value, reason = b"", f"its {size} bytes are left out here and stand at its origin: {reason}"
     headers = [(name, said) for name, said in record.headers if not name.startswith(RESERVED)]
     headers += [
         (ERRORS + "topic", record.topic.encode()),
@@ -71,4 +72,6 @@ def dead_letter(group: str, record: Record, reason: str, exception: str = "Contr
     ]
     if record.key is not None:
         headers.append((ORIGINAL + "key", record.key))
+    if size > LARGEST_BYTES:
+        headers.append((ORIGINAL + "left_out", str(size).encode()))
     return Out(dead_letters(group).name, record.origin.encode(), value, headers)

@@ -41,7 +41,8 @@ class ReplayError(RuntimeError):
 
 @dataclass(frozen=True)
 class Letter:
-    """One open dead letter. `original` is the record as it was, None where the letter does not say where it belongs."""
+    """One open dead letter. `original` is the record as it was, but for a body that was `left_out`; None where the
+    letter does not say where it belongs."""
 
     group: str
     origin: str
@@ -49,6 +50,7 @@ class Letter:
     refused_ms: int
     original: Out | None
     tombstone: Out
+    left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def letter_of(group: str, record: Record) -> Letter:
     return Letter(
         group=group, origin=origin, reason=(own.get(ERRORS + "exception.message") or b"").decode(errors="replace"),
         refused_ms=record.timestamp_ms, original=_original(origin, record, own),
-        tombstone=Out(record.topic, record.key, None, [], record.partition),
+        tombstone=Out(record.topic, record.key, None, [], record.partition), left_out=ORIGINAL + "left_out" in own,
     )
 
 
@@ -147,8 +149,8 @@ def _restorable(letter: Letter) -> Out:
     record = letter.original
     if record is None:
         raise ReplayError(f"letter {letter.origin!r} of {letter.group} does not say where it belongs: drop it")
-    if not record.value:  # left out by `dead_letter`, being too large; put back, it would take the original's place
-        raise ReplayError(f"letter {letter.origin} of {letter.group} holds no body: drop it, or send the record anew")
+    if letter.left_out:  # put back without its body, it would take the original's place
+        raise ReplayError(f"letter {letter.origin} of {letter.group} has no body (too large): drop it, or send it anew")
     row = BY_NAME.get(record.topic)
     if record.key is None and row is not None and "compact" in row.cleanup:
         raise ReplayError(f"letter {letter.origin} has no original key, and {record.topic} takes none without: drop it")

@@ -32,7 +32,9 @@ class Desk:
     """A topic of its own, whose records `conduct` has refused."""
 
     def __init__(self, bootstrap: str, partitions: int = 1, **config: str) -> None:
-        self.bootstrap, self.topic = bootstrap, fresh_topic(bootstrap, "refused", partitions, **config)
+        # Records keep their own times, which are long ago: a topic that deletes by time would lose them.
+        own = {"retention.ms": "-1", **config}
+        self.bootstrap, self.topic = bootstrap, fresh_topic(bootstrap, "refused", partitions, **own)
 
     def refuse(self, *records: Record, group: str = GROUP, reason: str = "a reason") -> None:
         publish(self.bootstrap, [dead_letter(group, record, reason) for record in records])
