@@ -129,7 +129,7 @@ class Bench:
 
     def until_joined(self, n: int, *answers: Any) -> list[e.RecordSubmitted]:
         found = lambda: self.process.alive() and len(self.of(*answers)) >= n and self.of(*answers)  # noqa: E731
-        return list(until(found, 45, f"{n} training records"))
+        return list(until(found, 120, f"{n} training records"))
 
     def until_taken_in(self, *topics: str) -> None:
         for topic in topics:
