@@ -36,9 +36,6 @@ class Suppression(Protocol):
     def anybody(self) -> bool:
         """Whether anybody was forgotten at all: where not, nobody need be asked about."""
 
-    def receipts(self) -> int:
-        """How many erasures are known to be over: with each, shards may have other rows than before."""
-
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         """Whether this subject, or the subject of this inference, was forgotten."""
 
@@ -53,9 +50,6 @@ class Nobody:
 
     def anybody(self) -> bool:
         return False
-
-    def receipts(self) -> int:
-        return 0
 
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
         return False
@@ -75,7 +69,6 @@ class Erased:
         self._hashes: set[str] = set()
         self._inferences = {path.rsplit("/", 1)[1] for path, _ in store.files(LATE)}
         self._under_way: set[str] = set()  # erasures whose subject's answers are still being found
-        self._receipts = 0
         self._refreshed_at = float("-inf")
         self._reader = kafka.consumer(bootstrap, "unused-no-group")
         self._place = TopicPartition(TOPIC, 0, 0)
@@ -104,15 +97,12 @@ class Erased:
         _, event = kafka.decode(record)
         self._hashes.add(event.subject_hash)
         if isinstance(event, ErasureCompleted):
-            self._receipts += 1
-        elif event.subject_id:
+            return
+        if event.subject_id:
             self._under_way.add(event.erasure_id)
         else:
             self._under_way.discard(event.erasure_id)
             self._inferences.update(read_inferences(self._store, event.erasure_id))
-
-    def receipts(self) -> int:
-        return self._receipts
 
     def anybody(self) -> bool:
         return bool(self._hashes)

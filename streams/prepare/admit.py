@@ -3,8 +3,8 @@
 In this order: a record said again in the same batch (its newest word counts), duplicates, contradictions (the newest
 answer to a question holds, and the newest word of a record; the older one is dropped here, or passed over when a job
 reads the shards), near duplicates, the caps per subject and per Kafka key (an application may name its user there and
-not in the record, whose questions would then be a subject each). The state is a pure function of committed rows:
-`remember` rebuilds it.
+not in the record, whose questions would then be a subject each). The state is a pure function of rows that were
+committed: `remember` rebuilds it, then without those that were erased since.
 """
 
 from __future__ import annotations

@@ -51,13 +51,12 @@ class PrepareStep:
     ) -> None:
         self._policies, self._store, self._committed_shards = policies, store, committed_shards
         self._budget, self._erased = budget or Budget(), erased or Nobody()
-        self._admission, self._receipts = Admission(), 0
+        self._admission = Admission()
         self._crew = Crew(policies, helpers)
         self._said = 0  # shards since they were last gathered
 
     def assigned(self, partitions: list[Place]) -> None:
-        self._erased.refresh()
-        self._admission, self._receipts = Admission(), self._erased.receipts()
+        self._admission = Admission()
         for table in remembered(self._store, [ref_of(shard) for shard in self._committed_shards()]):
             self._admission.remember(table)
 
@@ -66,8 +65,6 @@ class PrepareStep:
             gather(self._store, [ref_of(shard) for shard in self._committed_shards()])
             self._said = 0
         self._erased.refresh()
-        if self._erased.receipts() != self._receipts:  # committed shards hold less than is remembered
-            self.assigned([])
         outs: list[Out] = []
         by_place: dict[Place, list[Record]] = defaultdict(list)
         for record in batch:
