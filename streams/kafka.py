@@ -40,7 +40,7 @@ RECONNECT_MS = 1_000
 # Messages asked for at a time: what 250 of them bring still lies in the processor's cache when it is decoded. At 1,000
 # records under 8 headers take half as long again.
 CONSUME_RECORDS = 250
-# What the client reads ahead. With its default of 64 MB a busy process is some 50 MB larger and none is faster.
+# What the client reads ahead. With its default of 64 MB a busy process is larger and none is faster.
 QUEUED_KB = 4_096
 # Kafka's own partitioner, so that Java clients, Faust and we agree on where a key lives.
 PARTITIONER = "murmur2_random"

@@ -73,7 +73,8 @@ class Subject:
             return self.in_bytes(value)
         if who.subject_id:
             return who.subject_id == self.subject_id or who.inference_id in self.inferences
-        return self._asked(who) or self.in_key(value) or self._named.search(value) is not None
+        named = self._quoted in value and self._named.search(value) is not None  # the cheap look first
+        return named or self._asked(who) or self.in_key(value)
 
     def _asked(self, who: _Who) -> bool:
         """A row that came without a subject has that of its prompt."""
@@ -102,7 +103,7 @@ def find(bootstrap: str, subject: Subject) -> Found:
         subject.inferences.add((record.key or b"").decode(errors="replace"))
     for topic in personal_topics(bootstrap):
         if topic != "usage.inferences":
-            for record in _live(bootstrap, topic, _owner(subject, topic), found.last):
+            for record in _live(bootstrap, topic, owner(subject, topic), found.last):
                 found.keys[record.topic, record.partition].add(record.key or b"")
     found.inferences = set(subject.inferences)
     return found
@@ -112,7 +113,7 @@ def deleted_already(bootstrap: str, subject: Subject) -> dict[Place, set[bytes]]
     """Keys of the subject's records that were deleted before, and whose values Kafka still stores."""
     doomed: dict[Place, set[bytes]] = defaultdict(set)
     for topic in personal_topics(bootstrap):
-        own = _owner(subject, topic)
+        own = owner(subject, topic)
         for record in kafka.read_to_end(bootstrap, topic):
             if record.value is not None and own(record):
                 doomed[topic, record.partition].add(record.key or b"")
@@ -121,7 +122,7 @@ def deleted_already(bootstrap: str, subject: Subject) -> dict[Place, set[bytes]]
     return doomed
 
 
-def _owner(subject: Subject, topic: str) -> Callable[[Record], bool]:
+def owner(subject: Subject, topic: str) -> Callable[[Record], bool]:
     """What tells whether a record of this topic is theirs: of a stream processor's own, what it carries."""
     if not topic.startswith(INTERNAL):
         return subject.owns

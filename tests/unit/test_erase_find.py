@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from schemas.identity import subject_of_prompt
-from streams.erase.find import Subject, _owner
+from streams.erase.find import Subject, owner
 from streams.join import rows
 from streams.kafka import Record
 
@@ -58,17 +58,17 @@ def test_what_the_join_keeps_is_of_whom_it_came_from(identity: str) -> None:
         served = msgspec.json.encode({"inference_id": inference, "subject_id": who, "messages": ASKED})
         value = rows.pack(rows.Answer(1, {}, served))
         topic = "join-feedback-answers-changelog"
-        return _owner(subject, topic)(record(topic, value, inference.encode()))
+        return owner(subject, topic)(record(topic, value, inference.encode()))
 
     def waiting(inference: str, who: str) -> bool:
         said = record("usage.feedback", {"inference_id": inference, "subject_id": who, "value": "user"})
         value, topic = rows.pack(rows.Waiting(1, said)), "join-feedback-waiting-changelog"
-        return _owner(subject, topic)(record(topic, value, rows.waiting_key(inference.encode(), said)))
+        return owner(subject, topic)(record(topic, value, rows.waiting_key(inference.encode(), said)))
 
     def under_way(inference: str, who: str) -> bool:
         said = record("usage.feedback", {"inference_id": inference, "subject_id": who, "value": "user"})
         out = rows.rekeyed(said, inference)
-        return _owner(subject, out.topic)(Record(out.topic, 0, 1, 1, out.key, out.value, out.headers))
+        return owner(subject, out.topic)(Record(out.topic, 0, 1, 1, out.key, out.value, out.headers))
 
     for holds in (kept, waiting, under_way):
         assert holds(OTHER, identity) and holds(ANSWER, "") and not holds(OTHER, "") and not holds(OTHER, "somebody")
@@ -76,4 +76,4 @@ def test_what_the_join_keeps_is_of_whom_it_came_from(identity: str) -> None:
 
 def test_the_clock_of_the_join_is_nobodys() -> None:
     said = rows.clock(0, 5)
-    assert not _owner(Subject("0"), said.topic)(Record(said.topic, 0, 1, 1, said.key, said.value, said.headers))
+    assert not owner(Subject("0"), said.topic)(Record(said.topic, 0, 1, 1, said.key, said.value, said.headers))
