@@ -97,14 +97,18 @@ def _consumer(settings: Settings, name: str, local: list[str], metrics_port: int
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The settings in force, handed to a child as environment; models travel by the settings file."""
+    """The settings in force, handed to a child as environment; models travel by the settings file.
+
+    What is at its default is left to the child: an empty address would pass for a given one.
+    """
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**QUIET, "PYTHONPATH": path, "TUNELOOP_DATA_DIR": str(settings.data)}
-    for name in ("kafka_bootstrap", "clickhouse_url", "artifacts", "identity_secret_file", "http_port", "metrics_host"):
+    environment = {**QUIET, "PYTHONPATH": path}
+    for name, default in vars(Settings()).items():
         value = getattr(settings, name)
-        if value:
+        if value != default and name not in ("models", "sources"):
             environment[f"TUNELOOP_{name.upper()}"] = str(value)
+    environment["TUNELOOP_DATA_DIR"] = str(settings.data)
     file = settings.sources.get("models")
     if file:
         environment["TUNELOOP_CONFIG"] = os.path.abspath(file)

@@ -19,6 +19,7 @@ from deploy import settings as settings_module
 from deploy.addresses import addresses, identity_secret
 from deploy.settings import Settings
 from streams import kafka, metrics, watchdog
+from streams.dead_letters import Budget
 
 if TYPE_CHECKING:  # it brings pyarrow, which half of the processes never need
     from streams.artifacts import ArtifactStore
@@ -56,6 +57,10 @@ def _say_ready(settings: Settings, name: str) -> None:
     log.info("%s is ready", name)
 
 
+def _budget(settings: Settings) -> Budget:
+    return Budget(settings.max_refused)
+
+
 def _store(settings: Settings) -> ArtifactStore:
     from streams.artifacts import ArtifactStore
 
@@ -71,7 +76,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     erased = Erased(bootstrap, identity_secret(settings), _store(settings))
     step = PrepareStep(
         settings.models, _store(settings), lambda: read_committed_shards(bootstrap), erased=erased,
-        helpers=settings.prepare_helpers,
+        budget=_budget(settings), helpers=settings.prepare_helpers,
     )  # fmt: skip
     _say_ready(settings, GROUP)
     transact.run(
@@ -87,7 +92,7 @@ def _register(settings: Settings, stop: threading.Event) -> None:
     bootstrap = addresses(settings).bootstrap
     _register_shipped_bases(settings, bootstrap)
     _say_ready(settings, GROUP)
-    step = RegisterStep(bootstrap, settings.models)
+    step = RegisterStep(bootstrap, settings.models, _budget(settings))
     transact.run(bootstrap, GROUP, TOPICS, step, stop, transactional_id="tuneloop-register")
 
 
@@ -120,7 +125,7 @@ def _monitor(settings: Settings, stop: threading.Event) -> None:
     _in_thread(measurer.run, stop)
     _say_ready(settings, GROUP)
     erased = Erased(where.bootstrap, identity_secret(settings), _store(settings))
-    store = ClickHouseStore(connect(where.clickhouse), kafka.producer(where.bootstrap), erased=erased)
+    store = ClickHouseStore(connect(where.clickhouse), kafka.producer(where.bootstrap), _budget(settings), erased)
     sink.run(where.bootstrap, GROUP, LANDED_TOPICS, store, stop, instance="tuneloop-monitor-0")
 
 
@@ -143,7 +148,7 @@ def _join_feedback(settings: Settings, stop: threading.Event) -> None:
 
     app = build(
         addresses(settings).bootstrap, settings.models, str(settings.data / "faust" / GROUP),
-        wait_days=settings.join_wait_days, replication=settings.replication_factor,
+        wait_days=settings.join_wait_days, replication=settings.replication_factor, budget=_budget(settings),
     )
     run_faust(app, settings, GROUP)
 
@@ -159,7 +164,7 @@ def _conduct(settings: Settings, stop: threading.Event) -> None:
     knowledge = Knowledge(client, _store(settings))
     app = build(
         where.bootstrap, settings.models, knowledge, _store(settings), str(settings.data / "faust" / GROUP),
-        settings.replication_factor,
+        settings.replication_factor, _budget(settings),
     )
     run_faust(app, settings, GROUP)
 
@@ -192,7 +197,8 @@ def _work(settings: Settings, stop: threading.Event) -> None:
     job = WorkJob(bootstrap, settings.models)
     child.wait_warm(stop)
     _say_ready(settings, GROUP)
-    long_job.run(bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-work-0")
+    long_job.run(bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-work-0",
+                 budget=_budget(settings))  # fmt: skip
 
 
 def _gate(settings: Settings, stop: threading.Event) -> None:
@@ -204,7 +210,8 @@ def _gate(settings: Settings, stop: threading.Event) -> None:
     child.wait_warm(stop)
     _say_ready(settings, GROUP)
     job = GateJob(bootstrap, settings.models)
-    long_job.run(bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-gate-0")
+    long_job.run(bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-gate-0",
+                 budget=_budget(settings))  # fmt: skip
 
 
 def _erase(settings: Settings, stop: threading.Event) -> None:
@@ -216,7 +223,8 @@ def _erase(settings: Settings, stop: threading.Event) -> None:
                               at_once=False)
     _say_ready(settings, GROUP)
     job = EraseJob(where.bootstrap, settings.models)
-    long_job.run(where.bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-erase-0")
+    long_job.run(where.bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-erase-0",
+                 budget=_budget(settings))  # fmt: skip
 
 
 def _serve(settings: Settings, stop: threading.Event) -> None:

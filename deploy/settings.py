@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from schemas.policy import ModelPolicy
+from schemas.topics import MAX_REFUSED
 
 DEFAULT_FILE = "tuneloop.toml"
 PREFIX = "TUNELOOP_"
@@ -30,7 +31,8 @@ class SettingsError(ValueError):
 class Settings:
     """Everything configurable. An empty address means: start that part locally.
 
-    `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own.
+    `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own. `max_refused` is how many
+    records in a row a consumer may refuse before it ends (0 = any number; see `streams.dead_letters`).
     """
 
     data_dir: str = ".tuneloop"
@@ -47,6 +49,7 @@ class Settings:
     prepare_linger_s: float = 1.0
     prepare_helpers: int = 1
     join_wait_days: float = 30.0
+    max_refused: int = MAX_REFUSED
     models: dict[str, ModelPolicy] = field(default_factory=lambda: {"support": ModelPolicy()})
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -56,6 +59,9 @@ class Settings:
             raise SettingsError(
                 f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
             )
+        if self.max_refused < 0:
+            origin = self.sources.get("max_refused", "the default")
+            raise SettingsError(f"max_refused (from {origin}): expected 0 or more records, got {self.max_refused}")
 
     @property
     def data(self) -> Path:

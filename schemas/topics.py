@@ -51,6 +51,8 @@ DATA_PARTITIONS = 4
 # A broker's limit (1 MiB) is on what is compressed, a client's on what is not; and a consumer could never get past a
 # record whose letter is refused.
 DEAD_LETTER_BYTES = 32 * 1024 * 1024
+# Records in a row that a consumer may refuse before it takes its input for garbage and ends.
+MAX_REFUSED = 1_000
 
 TOPICS: tuple[Topic, ...] = (
     Topic(

@@ -88,9 +88,10 @@ class Conductor:
     def __init__(
         self, policies: Mapping[str, ModelPolicy], knowledge: Knowledge, store: ArtifactStore,
         wishes: MutableMapping[bytes, bytes], send: Callable[[Out], Awaitable[Any]],
+        budget: Budget | None = None,
     ) -> None:
         self._policies, self._knowledge, self._store = policies, knowledge, store
-        self._wishes, self._send, self._budget = wishes, send, Budget()
+        self._wishes, self._send, self._budget = wishes, send, budget or Budget()
         self._deferred_at: dict[str, tuple[int, dict[str, str]]] = {}
         self._requested: dict[str, Requested] = {name: Requested({}, {}) for name in policies}
 
@@ -166,12 +167,12 @@ def _key(model: str, from_base: bool) -> bytes:
 
 def build(
     bootstrap: str, policies: Mapping[str, ModelPolicy], knowledge: Knowledge, store: ArtifactStore, data_dir: str,
-    replication: int = 1,
+    replication: int = 1, budget: Budget | None = None,
 ) -> App:
     """The Faust application."""
     app = faust_app(GROUP, bootstrap, data_dir, 1, replication)
     wishes = app.Table("wishes", key_type=bytes, value_type=bytes, partitions=1)
-    conductor = Conductor(policies, knowledge, store, wishes, Sender(app).send)
+    conductor = Conductor(policies, knowledge, store, wishes, Sender(app).send, budget)
 
     for topic, name in (("monitor.drift", "drifts"), ("models.commands", "commands")):
 

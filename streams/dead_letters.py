@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from schemas.topics import DEAD_LETTER_BYTES, dead_letters
+from schemas.topics import DEAD_LETTER_BYTES, MAX_REFUSED, dead_letters
 from streams.kafka import Out, Record
 
 # A letter must always have room, or its consumer never gets past what it is about.
@@ -25,11 +25,14 @@ class PoisonedError(RuntimeError):
 
 
 class Budget:
-    """How much garbage is bearable: a run in a row, and a share of the most recent records."""
+    """How much garbage is bearable: `max_run` refused records in a row (0: any number), and a share of the last ones.
 
-    def __init__(self, max_run: int = 1_000, max_share: float = 0.5, window: int = 2_000) -> None:
-        self._max_run, self._max_share = max_run, max_share
-        self._recent: deque[bool] = deque(maxlen=window)
+    `window` (records; twice the run unless given) is how many the share is taken of.
+    """
+
+    def __init__(self, max_run: int = MAX_REFUSED, max_share: float = 0.5, window: int = 0) -> None:
+        self._max_run, self._max_share = max_run or float("inf"), max_share if max_run else 1.0
+        self._recent: deque[bool] = deque(maxlen=window or 2 * max_run or 1)
         self._run = self._refused = 0
 
     def count(self, refused: bool) -> None:
@@ -45,7 +48,8 @@ class Budget:
         if self._run > self._max_run or (full and self._refused > self._max_share * len(self._recent)):
             raise PoisonedError(
                 f"{self._refused} of the last {len(self._recent)} records were refused, {self._run} in a row: "
-                "stopped before the whole topic becomes dead letters; mend the producer, then start again"
+                "stopped before the whole topic becomes dead letters; mend the producer, then start once with "
+                "TUNELOOP_MAX_REFUSED=0, which lets through what lies here already"
             )
 
 

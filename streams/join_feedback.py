@@ -58,10 +58,11 @@ class Join:
     belongs to one partition is done under its lock."""
 
     def __init__(
-        self, app: App, policies: Mapping[str, ModelPolicy], wait_days: float, now_ms: Callable[[], int]
+        self, app: App, policies: Mapping[str, ModelPolicy], wait_days: float, now_ms: Callable[[], int],
+        budget: Budget | None = None,
     ) -> None:
         self._policies, self._wait_days, self._now_ms = policies, wait_days, now_ms
-        self._sender, self._budget = Sender(app), Budget()
+        self._sender, self._budget = Sender(app), budget or Budget()
         self._answers = disk_table(app, "answers", rows.PARTITIONS)
         self._waiting = disk_table(app, "waiting", rows.PARTITIONS)
         self._old, self._late = Round(self._answers), Round(self._waiting)
@@ -188,12 +189,13 @@ def build(
     replication: int = 1,
     expire_every_s: float = expiry.EVERY_S,
     now_ms: Callable[[], int] = codec.now_ms,
+    budget: Budget | None = None,
 ) -> App:
     """The Faust application. `policies` by model: whose thumbs and scores teach what."""
     changelogs = {f"{GROUP}-{table}-changelog": rows.CHANGELOG_CONFIG for table in ("answers", "waiting")}
     create_internal(bootstrap, {REKEYED: rows.REKEYED_CONFIG, **changelogs}, rows.PARTITIONS, replication)
     app = faust_app(GROUP, bootstrap, data_dir, rows.PARTITIONS, replication)
-    join = Join(app, policies, wait_days, now_ms)
+    join = Join(app, policies, wait_days, now_ms, budget)
     rekeyed = app.topic(REKEYED, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw",
                         partitions=rows.PARTITIONS, internal=True)  # fmt: skip
     take(app, bytes_topic(app, INFERENCES), "answers", join.take_answer)

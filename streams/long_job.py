@@ -201,6 +201,7 @@ def run(
     *,
     transactional_id: str,
     attempts: int = 2,
+    budget: Budget | None = None,
 ) -> None:
     """Take `topic` one record at a time until `stop`. Raises `transaction.FencedError`, `transaction.RefusedError`."""
     client = kafka.consumer(bootstrap, group, transactional_id, **{"max.poll.interval.ms": 60_000})
@@ -209,7 +210,7 @@ def run(
     places = Places(client, topic)
     held: dict[str, list[Out]] = {}  # by origin: a result whose partition was away when it was there
     unwatch, member = metrics.watch_group(bootstrap, group), Membership(client, bootstrap, group, transactional_id)
-    budget, failures = Budget(), 0
+    budget, failures = budget or Budget(), 0
     idle_at: set[tuple[str, int, int]] = set()
     try:
         while not stop.is_set():

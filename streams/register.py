@@ -35,9 +35,11 @@ TOPICS = ["models.verdicts", "models.commands", "monitor.performance", "subjects
 class RegisterStep:
     """See the module."""
 
-    def __init__(self, bootstrap: str, policies: Mapping[str, ModelPolicy]) -> None:
+    def __init__(
+        self, bootstrap: str, policies: Mapping[str, ModelPolicy], budget: Budget | None = None
+    ) -> None:
         self._bootstrap, self._policies = bootstrap, policies
-        self._budget = Budget()
+        self._budget = budget or Budget()
         self._models: dict[str, ModelStateChanged] = {}
         self._bases: dict[str, BaseRegistered] = {}
 

@@ -22,8 +22,10 @@ from confluent_kafka import Producer
 from schemas.events import ShardWritten
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
+from schemas.topics import MAX_REFUSED
 from streams import kafka, transact
 from streams.artifacts import ArtifactError, ArtifactStore
+from streams.dead_letters import Budget, PoisonedError
 from streams.kafka import Record
 from streams.prepare.read import Crew, HelperLostError, read
 from streams.prepare.step import PrepareStep, read_committed_shards
@@ -38,6 +40,7 @@ class Bench:
 
     def __init__(self, bootstrap: str, folder: Path) -> None:
         self.bootstrap, self.model, self.policy = bootstrap, fresh("support"), ModelPolicy()
+        self.max_refused = MAX_REFUSED
         self.store = ArtifactStore(str(folder))
         self.start: Mark = mark(bootstrap, RAW, SHARDS, DEAD)
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
@@ -61,7 +64,7 @@ class Bench:
         return since(self.bootstrap, DEAD, self.start)
 
     def loop(self) -> Callable[[threading.Event], None]:
-        step = PrepareStep({self.model: self.policy}, self.store, self.shards)
+        step = PrepareStep({self.model: self.policy}, self.store, self.shards, Budget(self.max_refused))
         return lambda stop: transact.run(
             self.bootstrap, self.group, [RAW], step, stop, transactional_id=self.group, linger_s=0.3
         )
@@ -142,6 +145,19 @@ def test_an_unknown_model_and_broken_json_become_dead_letters(bench) -> None:
     letters = {letter.value: dict(letter.headers)["__connect.errors.exception.message"] for letter in bench.dead()}
     assert letters.keys() == {broken, stranger, mistyped}
     assert b"'nobody'" in letters[stranger] and b"$.prompt" in letters[mistyped]
+
+
+def test_a_consumer_that_ended_on_garbage_gets_past_it_where_its_bound_is_lifted(bench) -> None:
+    broken = [b'{"broken": %d' % number for number in range(MAX_REFUSED + 200)]
+    bench.submit(*broken, question(1))
+    for _ in range(2):
+        with pytest.raises(PoisonedError, match="TUNELOOP_MAX_REFUSED=0"):
+            bench.prepared()
+        assert bench.dead() == [] and bench.shards() == []
+    bench.max_refused = 0
+    (shard,) = bench.prepared()
+    assert shard.rows == 1
+    assert [letter.value for letter in bench.dead()] == broken
 
 
 def test_the_largest_broken_record_that_a_broker_takes_has_room_in_the_dead_letters(bench) -> None:

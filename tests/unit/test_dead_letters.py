@@ -79,11 +79,15 @@ def test_what_left_the_window_is_forgiven() -> None:
     assert count(Budget(max_run=100, max_share=0.5, window=10), "xxxxx....." * 20) == 200
 
 
+def test_a_bound_of_0_bears_any_number() -> None:
+    assert count(Budget(max_run=0), "x" * 5_000) == 5_000
+
+
 def test_the_error_says_how_many_and_what_next() -> None:
     budget = Budget(max_run=1, window=10)
     budget.count(refused=False)
     budget.count(refused=True)
-    with pytest.raises(PoisonedError, match=r"2 of the last 3 records were refused, 2 in a row: .*mend the producer"):
+    with pytest.raises(PoisonedError, match=r"2 of the last 3 records were refused, 2 in a row: .*mend the producer.*TUNELOOP_MAX_REFUSED=0"):
         budget.count(refused=True)
 
 

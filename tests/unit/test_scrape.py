@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from deploy.local.ports import free_ports
 from deploy.local.supervised import State
 from deploy.processes import CONSUMERS
 from deploy.scrape import Said, read, scrape
-from deploy.settings import Settings
+from deploy.settings import Settings, load
 from serving.metrics import ReplicaMetrics
 from streams import metrics
 
@@ -115,6 +116,15 @@ def test_up_hands_each_process_its_port(tmp_path: Path) -> None:
     urls = metrics_urls(settings)
     assert given.pop("serve") == "0"
     assert {name: f"http://127.0.0.1:{port}/metrics" for name, port in given.items()} == {n: urls[n] for n in METERED}
+
+
+def test_up_hands_each_process_every_setting_that_was_given(tmp_path: Path) -> None:
+    given = {"TUNELOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1", "TUNELOOP_CLICKHOUSE_URL": "http://127.0.0.1:2",
+             "TUNELOOP_MAX_REFUSED": "0", "TUNELOOP_JOIN_WAIT_DAYS": "2.5"}  # fmt: skip
+    settings = load({"data_dir": str(tmp_path)}, given)
+    for process in local_run.processes(settings):
+        theirs = load({}, process.env)
+        assert replace(theirs, metrics_port=0) == settings, process.name
 
 
 def test_the_table_fits_120_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
