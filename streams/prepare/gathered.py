@@ -1,8 +1,8 @@
 """What committed shards say of their rows, gathered into few files: a process that starts need not open every shard.
 
 A cache in the artifact store, under `gathered/`: Arrow files with the columns that `admit` remembers (hashes, no words)
-and the digests of the shards that they stand for. A shard that was rewritten to forget somebody has another digest: a
-file with its old rows is stale and deleted. New files take up smaller ones, as in a log-structured tree, so that their
+and the shards that they stand for. A shard that was rewritten to forget somebody has another digest: a file that holds
+its old rows is stored again without them. New files take up smaller ones, as in a log-structured tree, so that their
 number grows with the logarithm of the rows.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,13 +29,34 @@ FOLDER, SHARDS = "gathered", b"shards"
 # Fewer shards than this are opened one by one: 0.5 ms each.
 WORTH_GATHERING = 256
 PIECE_ROWS = 20_000
-_SCHEMA = pa.schema([SHARD_SCHEMA.field(name) for name in REMEMBERED])
+SHARD = "shard"  # the column that says which of the file's shards a row is of
+_SCHEMA = pa.schema([*(SHARD_SCHEMA.field(name) for name in REMEMBERED), pa.field(SHARD, pa.int32())])
+
+
+class _Gathered(NamedTuple):
+    """Rows, and the digests of their shards in the order that column SHARD counts in; a shard may have no rows."""
+
+    table: pa.Table
+    digests: list[str]
+
+    def without(self, stale: set[str]) -> _Gathered:
+        """The same without the rows of these shards."""
+        kept = [digest for digest in self.digests if digest not in stale]
+        renumbered = {digest: number for number, digest in enumerate(kept)}
+        numbers = np.array([renumbered.get(digest, -1) for digest in self.digests], dtype=np.int32)
+        now = numbers[self.table[SHARD].to_numpy()]
+        table = self.table.set_column(len(REMEMBERED), _SCHEMA.field(SHARD), pa.array(now))
+        return _Gathered(table.filter(pa.array(now >= 0)), kept)
+
+    def with_more(self, other: _Gathered) -> _Gathered:
+        moved = other.table[SHARD].to_numpy() + np.int32(len(self.digests))
+        table = other.table.set_column(len(REMEMBERED), _SCHEMA.field(SHARD), pa.array(moved))
+        return _Gathered(pa.concat_tables([self.table, table]), [*self.digests, *other.digests])
 
 
 class _File(NamedTuple):
     path: str
-    table: pa.Table
-    digests: set[str]
+    held: _Gathered
 
 
 def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.Table]:
@@ -44,21 +66,24 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
     """
     files, covered = _usable(store, {ref.digest for ref in shards})
     for file in files:
-        yield from _pieces(file.table)
+        yield from _pieces(file.held.table)
     alone = [ref for ref in shards if ref.digest not in covered]
-    digests, tables = [], []
+    digests: list[str] = []
+    tables: list[pa.Table] = []
     for ref in alone:
         metrics.heartbeat()  # thousands of files may take longer than a loop may be silent
         now, data = get_shard(store, ref)
         # Three times as fast as read_table on files this small.
-        tables.append(pq.ParquetFile(pa.BufferReader(data)).read(columns=REMEMBERED, use_threads=False))
+        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=REMEMBERED, use_threads=False)
+        numbers = np.full(table.num_rows, len(digests), dtype=np.int32)
+        tables.append(table.append_column(_SCHEMA.field(SHARD), pa.array(numbers)).replace_schema_metadata(None))
         digests.append(now.digest)
     if not tables:
         return
-    rest = pa.concat_tables(tables)
-    yield from _pieces(rest)
+    rest = _Gathered(pa.concat_tables(tables), digests)
+    yield from _pieces(rest.table)
     if len(alone) >= WORTH_GATHERING:
-        _gather(store, files, rest.replace_schema_metadata(None), set(digests))
+        _gather(store, files, rest)
 
 
 def gather(store: ArtifactStore, shards: Sequence[ShardRef]) -> None:
@@ -71,54 +96,75 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
     """As much at a time as one may well hold as Python's rows, and be silent over."""
     for start in range(0, table.num_rows, PIECE_ROWS):
         metrics.heartbeat()
-        yield table.slice(start, PIECE_ROWS)
+        yield table.slice(start, PIECE_ROWS).drop_columns(SHARD)
 
 
 def _usable(store: ArtifactStore, committed: set[str]) -> tuple[list[_File], set[str]]:
-    """The files that stand for committed shards alone, none of them twice; others are deleted."""
+    """The files, which stand for committed shards alone from now on, none of them twice."""
     files: list[_File] = []
     covered: set[str] = set()
-    found = [_opened(store, path) for path, _ in store.files(FOLDER)]
-    for file in sorted(found, key=lambda one: -len(one.digests)):
-        if not file.digests or file.digests - committed or file.digests & covered:
-            store.delete(file.path)
-        else:
+    for file in sorted(_standing(store, committed), key=lambda one: -len(one.held.digests)):
+        if covered.isdisjoint(file.held.digests):
             files.append(file)
-            covered |= file.digests
+            covered.update(file.held.digests)
+        else:
+            store.delete(file.path)
     return files, covered
 
 
+def _standing(store: ArtifactStore, committed: set[str]) -> list[_File]:
+    """Every file, stored again where it held rows of other shards than these; one that holds nothing else is gone."""
+    files = []
+    for path, _ in store.files(FOLDER):
+        file = _opened(store, path)
+        stale = set(file.held.digests) - committed
+        if stale:
+            held = file.held.without(stale)
+            file = _File(_put(store, held) if held.digests else "", held)
+        if file.path != path:
+            store.delete(path)
+        if file.held.digests:
+            files.append(file)
+    return files
+
+
 def _opened(store: ArtifactStore, path: str) -> _File:
-    """A file; one that is damaged, of other columns, or was just deleted by somebody else, stands for nothing."""
+    """A file; one that is damaged, of other columns, or was just deleted by somebody else, holds nothing."""
     try:
         data = store.read_bytes(path)
     except ArtifactError:
         data = b""
-    if _path_of(data) != path:
-        return _File(path, pa.table({}), set())
-    table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-    digests = msgspec.json.decode(table.schema.metadata[SHARDS], type=set[str])
+    table = pa.ipc.open_file(pa.BufferReader(data)).read_all() if _path_of(data) == path else _SCHEMA.empty_table()
+    digests = msgspec.json.decode((table.schema.metadata or {}).get(SHARDS, b"[]"), type=list[str])
     table = table.replace_schema_metadata(None)
-    return _File(path, table, digests if table.schema.equals(_SCHEMA) else set())
+    if table.schema.equals(_SCHEMA) and digests:
+        return _File(path, _Gathered(table, digests))
+    return _File("", _Gathered(_SCHEMA.empty_table(), []))
 
 
-def _gather(store: ArtifactStore, files: list[_File], table: pa.Table, digests: set[str]) -> None:
+def _gather(store: ArtifactStore, files: list[_File], fresh: _Gathered) -> None:
     """Store these rows with those of the files that are not much larger, then delete these."""
     taken = []
     for file in reversed(files):  # the smallest first
-        if file.table.num_rows >= 2 * table.num_rows:
+        if file.held.table.num_rows >= 2 * fresh.table.num_rows:
             break
-        table, digests = pa.concat_tables([file.table, table]), digests | file.digests
+        fresh = file.held.with_more(fresh)
         taken.append(file)
-    said = table.replace_schema_metadata({SHARDS: msgspec.json.encode(sorted(digests))}).combine_chunks()
+    _put(store, fresh)
+    log.info("%d shards are gathered in one file", len(fresh.digests))
+    for file in taken:
+        store.delete(file.path)
+
+
+def _put(store: ArtifactStore, held: _Gathered) -> str:
+    said = held.table.replace_schema_metadata({SHARDS: msgspec.json.encode(held.digests)}).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, said.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(said)
     data = sink.getvalue().to_pybytes()
-    store.put_bytes(_path_of(data), data)
-    log.info("%d shards are gathered in one file", len(digests))
-    for file in taken:
-        store.delete(file.path)
+    path = _path_of(data)
+    store.put_bytes(path, data)
+    return path
 
 
 def _path_of(data: bytes) -> str:
@@ -126,7 +172,5 @@ def _path_of(data: bytes) -> str:
 
 
 def forget(store: ArtifactStore, standing: set[str]) -> None:
-    """Delete the files that stand for any shard but these, by digest: their rows may be what they no longer are."""
-    for path, _ in store.files(FOLDER):
-        if _opened(store, path).digests - standing:
-            store.delete(path)
+    """Take out of all files the rows of any shard but these, by digest: they may be what they no longer are."""
+    _standing(store, standing)

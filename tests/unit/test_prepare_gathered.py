@@ -90,18 +90,40 @@ def test_files_are_merged_and_there_are_few(tmp_path: Path) -> None:
     assert rows_in(store, refs) == 64
 
 
-def test_a_file_with_a_shard_that_was_rewritten_is_stale(tmp_path: Path) -> None:
+def test_a_file_loses_the_rows_of_a_shard_that_was_rewritten(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
-    refs = shards(store, range(4))
-    assert rows_in(store, refs) == 4
+    refs = [*shards(store, range(4)), shard(store, 4, row(asked(4), at=4), row(asked(5), at=5))]
+    assert rows_in(store, refs) == 6
     before = files(store)
-    after = shard(store, 0)
-    assert rows_in(store, [after, *refs[1:]]) == 3
-    assert len(files(store)) == 1 and files(store) != before
-    gathered.forget(store, {after.digest, *(ref.digest for ref in refs[1:])})
-    assert len(files(store)) == 1, "it stands for what stands"
-    gathered.forget(store, {after.digest, *(ref.digest for ref in refs[2:])})
+    after = shard(store, 4, row(asked(5), at=5))
+    standing = [after, *refs[:4]]
+    gathered.forget(store, {ref.digest for ref in standing})
+    (less,) = files(store)
+    assert less not in before
+    for ref in refs[:4]:  # of which nothing is opened again
+        store.delete(ref.path)
+    again = [row(asked(number), at=100 + number) for number in range(6)]
+    assert admitted(state(store, standing), *again) == ([104], {"duplicate": 5}, 0)
+    gathered.forget(store, {ref.digest for ref in standing})
+    assert files(store) == [less], "it stands for what stands"
+    gathered.forget(store, {after.digest})
     assert files(store) == []
+
+
+def test_a_start_takes_out_what_an_erasure_did_not_come_to(tmp_path: Path) -> None:
+    """An erasure that was killed after its shards were rewritten, or another process gathered what it had read before."""
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(8))
+    assert rows_in(store, refs) == 8
+    before = files(store)
+    refs = [shard(store, 3), *refs[:3], *refs[4:]]
+    assert rows_in(store, refs) == 7 and len(files(store)) == 1 and files(store) != before
+    more = [*refs, *shards(store, range(8, 16))]
+    assert rows_in(store, more) == 15 and len(files(store)) == 1
+    more[8:10] = [shard(store, 8), shard(store, 9)]
+    assert rows_in(store, more) == 13, "rows keep their shards in a file that took up another"
+    again = [row(asked(number), at=100 + number) for number in range(16)]
+    assert admitted(state(store, more), *again) == ([103, 108, 109], {"duplicate": 13}, 0)
 
 
 def test_rows_come_in_pieces_and_other_columns_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
