@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -25,11 +26,19 @@ def connect(url: str, timeout_s: float = 30.0) -> Client:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return clickhouse_connect.get_client(dsn=url, autogenerate_session_id=False, send_receive_timeout=60)
+            return clickhouse_connect.get_client(
+                dsn=url, autogenerate_session_id=False, send_receive_timeout=60,
+                # To squeeze what stays on this machine takes the sink a twentieth of its time.
+                compress=not _here(url),
+            )
         except ClickHouseError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def _here(url: str) -> bool:
+    return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
 
 
 def in_chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:

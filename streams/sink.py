@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -26,6 +27,7 @@ from streams.kafka import Record
 from streams.watchdog import LostMembershipError, Membership
 
 log = logging.getLogger(__name__)
+_PLACE, _OFFSET = attrgetter("topic", "partition"), attrgetter("offset")
 LOST = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.FENCED_INSTANCE_ID)
 
 
@@ -130,7 +132,8 @@ def _gather(
                 batch.began = time.monotonic()
             batch.pieces.append(store.read(records))
             batch.counts.update(metrics.by_topic(records))
-            batch.first = {(r.topic, r.partition): r.offset for r in reversed(records)} | batch.first
+            back = records[::-1]
+            batch.first = dict(zip(map(_PLACE, back), map(_OFFSET, back), strict=True)) | batch.first
         left_s = batch.began + linger_s - time.monotonic()
         if not batch.pieces or left_s <= 0 or batch.counts.total() >= batch_records:
             break

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.events import ModelStateChanged, ShardRef, ShardWritten, TaughtBy
@@ -29,10 +30,15 @@ def rewrite(
     changed = []
     for said in shards:
         ref, data = get_shard(store, ref_of(said))
-        table = pq.read_table(io.BytesIO(data))
-        mine = [_theirs(row, subject_id, inferences) for row in table.to_pylist()]
-        kept = table.filter(pa.array([not one for one in mine], pa.bool_()))  # a shard may be empty by now
-        if kept.num_rows < table.num_rows:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        # Of most shards nobody is forgotten, and these two columns tell.
+        who = file.read(columns=["subject_id", "inference_id"], use_threads=False)
+        theirs = pc.or_(
+            pc.equal(who["subject_id"], subject_id),
+            pc.is_in(who["inference_id"], value_set=pa.array(sorted(inferences), pa.string())),
+        )
+        if pc.any(theirs, min_count=0).as_py():
+            kept = file.read().filter(pc.invert(theirs))
             path, digest, _ = put_shard(store, said.model, said.shard_id, kept)
             after = ShardRef(shard_id=said.shard_id, path=path, digest=digest, rows=kept.num_rows)
             replace_shard(store, ref, after)
@@ -46,10 +52,6 @@ def outdated(store: ArtifactStore, shards: Iterable[ShardWritten]) -> list[Shard
     """The events of those that were rewritten since this was said of them."""
     standing = [(said, get_shard(store, ref_of(said))[0]) for said in shards]
     return [_said_again(store, said, ref) for said, ref in standing if ref.digest != said.digest]
-
-
-def _theirs(row: dict[str, object], subject_id: str, inferences: set[str]) -> bool:
-    return row["subject_id"] == subject_id or row["inference_id"] in inferences
 
 
 def _said_again(store: ArtifactStore, said: ShardWritten, ref: ShardRef) -> ShardWritten:

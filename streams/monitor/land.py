@@ -117,14 +117,14 @@ class ClickHouseStore:
                 self._say(letters[-1])
                 continue
             self._budget.count(refused=False)
-            by_event[type(event)].append(Landed(envelope, event, record))
+            by_event[type(event)].append((envelope, event, record))
         return by_event
 
     def _admitted(self, by_event: dict[type[msgspec.Struct], list[Landed]]) -> dict[type[msgspec.Struct], list[Landed]]:
         """What is landed: of a forgotten subject nothing, and the topic loses it too; of a request, not whose it is."""
         if requests := by_event.get(ErasureRequested):
-            nameless = [msgspec.structs.replace(row.event, subject_id="") for row in requests]
-            by_event[ErasureRequested] = [row._replace(event=one) for row, one in zip(requests, nameless, strict=True)]
+            nameless = [(said, msgspec.structs.replace(event, subject_id=""), at) for said, event, at in requests]
+            by_event[ErasureRequested] = nameless
         if not self._erased.anybody():
             return by_event
         # Answers first: whose feedback is, the answer tells.
@@ -132,12 +132,13 @@ class ClickHouseStore:
         return {event: [row for row in by_event[event] if self._kept(row)] for event in events}
 
     def _kept(self, row: Landed) -> bool:
-        if not self._erased.covers(getattr(row.event, "subject_id", ""), getattr(row.event, "inference_id", "")):
+        _, event, at = row
+        if not self._erased.covers(getattr(event, "subject_id", ""), getattr(event, "inference_id", "")):
             return True
-        if isinstance(row.event, InferenceServed):
-            self._erased.answered(row.event.subject_id, row.event.inference_id)
-        if row.at.topic != "training.raw":  # there, `prepare` does it in its transaction
-            self._say(Out(row.at.topic, row.at.key or b"", None, [], row.at.partition))
+        if isinstance(event, InferenceServed):
+            self._erased.answered(event.subject_id, event.inference_id)
+        if at.topic != "training.raw":  # there, `prepare` does it in its transaction
+            self._say(Out(at.topic, at.key or b"", None, [], at.partition))
         return False
 
     def _forget(self, deletions: list[Record]) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pyarrow as pa
 
 from schemas.events import InferenceServed
-from schemas.landing import DATABASE, Landed, arrow_table, table_name
+from schemas.landing import DATABASE, arrow_table, table_name
 from streams import kafka, sink
 from streams.clickhouse import connect, rows
 from streams.kafka import Record
@@ -99,7 +99,7 @@ def tables_of(start: Mark, parts: Parts) -> pa.Table:
     landed = []
     for record in since(parts.bootstrap, TOPIC, start):
         envelope, event = kafka.decode(record)
-        landed.append(Landed(envelope, event, record))
+        landed.append((envelope, event, record))
     return arrow_table(InferenceServed, landed)
 
 

@@ -13,7 +13,7 @@ from schemas import codec
 from schemas.codec import ContractError, decode, encode, key_of, topic_of
 from schemas.events import EVENTS
 from schemas.evolution import PUBLISHED, json_schema, published
-from schemas.landing import META, Landed, arrow_table, columns, create_table, landing_sql, table_name
+from schemas.landing import META, arrow_table, columns, create_table, landing_sql, table_name
 from schemas.topics import TOPIC_OF, TOPICS
 from streams.kafka import Record
 from tests.contract.examples import EXAMPLES
@@ -163,7 +163,7 @@ def test_every_event_has_a_key_rule_and_a_type_without_one_is_found() -> None:
 def test_a_row_of_the_landing_table_says_what_the_event_says(event: Event) -> None:
     encoded = encode(EXAMPLES[event], source="test", subject="s", time_ms=1_763_700_000_123)
     record = Record(topic_of(EXAMPLES[event]), 3, 77, 0, None, encoded.value, [])
-    table = arrow_table(event, [Landed(encoded.envelope, EXAMPLES[event], record)])
+    table = arrow_table(event, [(encoded.envelope, EXAMPLES[event], record)])
     sent = [column for column in columns(event) if column.name != "_landed_at"]
     assert [(field.name, field.type) for field in table.schema] == [(column.name, column.arrow) for column in sent]
     (row,) = table.to_pylist()
