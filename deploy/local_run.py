@@ -18,7 +18,7 @@ from deploy.local.errors import LocalPartError
 from deploy.local.supervise import Process, State
 from deploy.local.supervised import read_spec
 from deploy.processes import CONSUMERS, ready_file
-from deploy.settings import Settings
+from deploy.settings import PREFIX, SCALARS, Settings
 from streams.clickhouse import connect
 
 Note = Callable[[str], None]
@@ -97,21 +97,14 @@ def _consumer(settings: Settings, name: str, local: list[str], metrics_port: int
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The settings in force, handed to a child as environment; models travel by the settings file.
-
-    What is at its default is left to the child: an empty address would pass for a given one.
-    """
+    """The settings in force, handed to a child as environment; models travel by the settings file."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**QUIET, "PYTHONPATH": path}
-    for name, default in vars(Settings()).items():
-        value = getattr(settings, name)
-        if value != default and name not in ("models", "sources"):
-            environment[f"TUNELOOP_{name.upper()}"] = str(value)
-    environment["TUNELOOP_DATA_DIR"] = str(settings.data)
-    file = settings.sources.get("models")
-    if file:
-        environment["TUNELOOP_CONFIG"] = os.path.abspath(file)
+    environment |= {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in SCALARS}
+    environment[f"{PREFIX}DATA_DIR"] = str(settings.data)
+    if settings.file:
+        environment[f"{PREFIX}CONFIG"] = settings.file
     return environment
 
 

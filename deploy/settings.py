@@ -21,6 +21,7 @@ from schemas.topics import MAX_REFUSED
 
 DEFAULT_FILE = "tuneloop.toml"
 PREFIX = "TUNELOOP_"
+MOST_REFUSED = 1_000_000
 
 
 class SettingsError(ValueError):
@@ -32,7 +33,8 @@ class Settings:
     """Everything configurable. An empty address means: start that part locally.
 
     `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own. `max_refused` is how many
-    records in a row a consumer may refuse before it ends (0 = any number; see `streams.dead_letters`).
+    records in a row a consumer may refuse before it ends (0 = any number; see `streams.dead_letters`). `file` is the
+    settings file that was read, "" where there was none.
     """
 
     data_dir: str = ".tuneloop"
@@ -52,6 +54,7 @@ class Settings:
     max_refused: int = MAX_REFUSED
     models: dict[str, ModelPolicy] = field(default_factory=lambda: {"support": ModelPolicy()})
     sources: dict[str, str] = field(default_factory=dict, compare=False)
+    file: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.join_wait_days < math.inf:
@@ -59,9 +62,11 @@ class Settings:
             raise SettingsError(
                 f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
             )
-        if self.max_refused < 0:
+        if not 0 <= self.max_refused <= MOST_REFUSED:
             origin = self.sources.get("max_refused", "the default")
-            raise SettingsError(f"max_refused (from {origin}): expected 0 or more records, got {self.max_refused}")
+            raise SettingsError(
+                f"max_refused (from {origin}): expected 0 (no bound) to {MOST_REFUSED} records, got {self.max_refused}"
+            )
 
     @property
     def data(self) -> Path:
@@ -76,7 +81,7 @@ class Settings:
         return Path(self.identity_secret_file) if self.identity_secret_file else self.data / "secrets" / "identity"
 
 
-_SCALARS = {f.name: f for f in fields(Settings) if f.name not in ("models", "sources")}
+SCALARS = {f.name: f for f in fields(Settings) if f.name not in ("models", "sources", "file")}
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -86,13 +91,13 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
     file = _read(path, named)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for name in _SCALARS:
+    for name in SCALARS:
         origin, value = _first(name, flags, environment, file, path)
         if origin:
             values[name], sources[name] = _typed(name, value, origin), origin
     if "models" in file:
         values["models"], sources["models"] = _models(file["models"], path), str(path)
-    return Settings(**values, sources=sources)
+    return Settings(**values, sources=sources, file=str(path.absolute()) if path.is_file() else "")
 
 
 def _read(path: Path, named: bool) -> dict[str, Any]:
@@ -104,9 +109,9 @@ def _read(path: Path, named: bool) -> dict[str, Any]:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
-    unknown = sorted(content.keys() - _SCALARS.keys() - {"models"})
+    unknown = sorted(content.keys() - SCALARS.keys() - {"models"})
     if unknown:
-        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join([*_SCALARS, 'models'])}")
+        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join([*SCALARS, 'models'])}")
     return content
 
 

@@ -48,8 +48,8 @@ class Budget:
         if self._run > self._max_run or (full and self._refused > self._max_share * len(self._recent)):
             raise PoisonedError(
                 f"{self._refused} of the last {len(self._recent)} records were refused, {self._run} in a row: "
-                "stopped before the whole topic becomes dead letters; mend the producer, then start once with "
-                "TUNELOOP_MAX_REFUSED=0, which lets through what lies here already"
+                "stopped before the whole topic becomes dead letters; mend the producer, then start with "
+                "TUNELOOP_MAX_REFUSED=0 until what lies here already has gone through"
             )
 
 

@@ -21,7 +21,8 @@ NAMES = (
     "transact.gathered", "transact.handled", "transact.begun", "transact.produced", "transact.offsets_sent",
     "transact.committed",
     # the sink loop, and inside its store
-    "sink.gathered", "land.dead_letters_flushed", "land.between_tables", "sink.written", "sink.committed",
+    "sink.gathered", "land.dead_letters_flushed", "land.deleted", "land.between_tables", "sink.written",
+    "sink.committed",
     # the long-job loop
     "job.taken", "job.asked", "job.answered", "job.begun", "job.produced", "job.offsets_sent", "job.committed",
     # an erasure

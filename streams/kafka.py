@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,8 @@ RECONNECT_MS = 1_000
 # Messages asked for at a time: what 250 of them bring still lies in the processor's cache when it is decoded. At 1,000
 # records under 8 headers take half as long again.
 CONSUME_RECORDS = 250
+# How much a batch may hold before it is dealt with, however few its records are.
+BATCH_BYTES = 32 * 1024 * 1024
 # What the client reads ahead. With its default of 64 MB a busy process is larger and none is faster.
 QUEUED_KB = 4_096
 # Kafka's own partitioner, so that Java clients, Faust and we agree on where a key lives.
@@ -172,6 +174,11 @@ def messages_of(batch: list[Message]) -> list[Record]:
         elif error.code() not in (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
             raise KafkaException(error)
     return records
+
+
+def size_bytes(records: Sequence[Record]) -> int:
+    """How much the values of these records take."""
+    return sum(len(record.value) for record in records if record.value is not None)
 
 
 def positions(client: Consumer) -> list[TopicPartition]:

@@ -110,17 +110,19 @@ class _Batch:
     places: list[TopicPartition] = field(default_factory=list)
     first: dict[tuple[str, int], int] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    size_bytes: int = 0
 
     def clear(self) -> None:
         self.pieces.clear()
         self.counts.clear()
         self.first.clear()
+        self.size_bytes = 0
 
 
 def _gather(
     batch: _Batch, client: Consumer, store: Store, batch_records: int, linger_s: float, stop: threading.Event
 ) -> None:
-    """Read records until there are enough or `linger_s` has passed since the first; none where none came.
+    """Read until there are records or bytes enough or `linger_s` has passed since the first; none where none came.
 
     A rebalance happens inside `consume`, and may clear the batch.
     """
@@ -132,10 +134,12 @@ def _gather(
                 batch.began = time.monotonic()
             batch.pieces.append(store.read(records))
             batch.counts.update(metrics.by_topic(records))
+            batch.size_bytes += kafka.size_bytes(records)
             back = records[::-1]
             batch.first = dict(zip(map(_PLACE, back), map(_OFFSET, back), strict=True)) | batch.first
         left_s = batch.began + linger_s - time.monotonic()
-        if not batch.pieces or left_s <= 0 or batch.counts.total() >= batch_records:
+        full = batch.counts.total() >= batch_records or batch.size_bytes >= kafka.BATCH_BYTES
+        if not batch.pieces or left_s <= 0 or full:
             break
         wait_s = min(left_s, 0.2)
     batch.places = kafka.positions(client)

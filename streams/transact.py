@@ -81,18 +81,20 @@ def run(
 
 
 def gather(client: Consumer, batch: list[Record], batch_records: int, linger_s: float, stop: threading.Event) -> None:
-    """Fill `batch` anew until it is full or `linger_s` has passed since its first record.
+    """Fill `batch` anew until it is full (by records or bytes) or `linger_s` has passed since its first record.
 
     A rebalance happens inside `consume`; whoever minds clears `batch` from its callback.
     """
     batch[:] = kafka.messages_of(client.consume(min(batch_records, kafka.CONSUME_RECORDS), timeout=0.2))
-    deadline = time.monotonic() + linger_s
-    while batch and len(batch) < batch_records and not stop.is_set():
+    deadline, left_bytes = time.monotonic() + linger_s, kafka.BATCH_BYTES - kafka.size_bytes(batch)
+    while batch and len(batch) < batch_records and left_bytes > 0 and not stop.is_set():
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             break
-        more = client.consume(min(batch_records - len(batch), kafka.CONSUME_RECORDS), timeout=min(left_s, 0.2))
-        batch += kafka.messages_of(more)
+        wanted = min(batch_records - len(batch), kafka.CONSUME_RECORDS)
+        more = kafka.messages_of(client.consume(wanted, timeout=min(left_s, 0.2)))
+        batch += more
+        left_bytes -= kafka.size_bytes(more)
 
 
 def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import msgspec
 import typer
 
 from deploy.cli.context import context
 from deploy.cli.output import Format, show
+from deploy.settings import SCALARS
 
 app = typer.Typer(no_args_is_help=True, help="The settings in force.")
 
@@ -18,9 +17,8 @@ def show_config(format: Format = Format.table) -> None:
     """Every setting, its value and its source: flag > environment > file > default."""
     settings = context.settings
     rows = [
-        {"setting": f.name, "value": getattr(settings, f.name), "source": settings.sources.get(f.name, "default")}
-        for f in fields(settings)
-        if f.name not in ("models", "sources")
+        {"setting": name, "value": getattr(settings, name), "source": settings.sources.get(name, "default")}
+        for name in SCALARS
     ]
     for name, policy in settings.models.items():
         source = settings.sources.get("models", "default")

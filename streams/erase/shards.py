@@ -33,10 +33,8 @@ def rewrite(
         file = pq.ParquetFile(pa.BufferReader(data))
         # Of most shards nobody is forgotten, and these two columns tell.
         who = file.read(columns=["subject_id", "inference_id"], use_threads=False)
-        theirs = pc.or_(
-            pc.equal(who["subject_id"], subject_id),
-            pc.is_in(who["inference_id"], value_set=pa.array(sorted(inferences), pa.string())),
-        )
+        asked = pc.is_in(who["inference_id"], value_set=pa.array(sorted(inferences), pa.string()))
+        theirs = pc.fill_null(pc.or_kleene(pc.equal(who["subject_id"], subject_id), asked), False)
         if pc.any(theirs, min_count=0).as_py():
             kept = file.read().filter(pc.invert(theirs))
             path, digest, _ = put_shard(store, said.model, said.shard_id, kept)

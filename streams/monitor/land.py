@@ -95,6 +95,7 @@ class ClickHouseStore:
         failpoints.hit("land.dead_letters_flushed")
         deletions = [record for piece in pieces for record in piece.deletions]
         self._forget(deletions)
+        failpoints.hit("land.deleted")
         for name in dict.fromkeys(name for piece in pieces for name in piece.tables):
             table = pa.concat_tables(piece.tables[name] for piece in pieces if name in piece.tables)
             kept = _not_deleted(name, table, deletions)

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.events import ShardRef
 from schemas.shards import SHARD_SCHEMA
 from streams import metrics
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard
-from streams.prepare.admit import REMEMBERED
+from streams.prepare.admit import HASHES, KEY_DIGITS, REMEMBERED
 
 log = logging.getLogger(__name__)
 FOLDER, SHARDS = "gathered", b"shards"
@@ -55,8 +56,11 @@ class _Gathered(NamedTuple):
 
 
 class _File(NamedTuple):
-    path: str
+    path: str  # "" for none
     held: _Gathered
+
+
+_NOTHING = _File("", _Gathered(_SCHEMA.empty_table(), []))
 
 
 def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.Table]:
@@ -80,10 +84,18 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
         digests.append(now.digest)
     if not tables:
         return
-    rest = _Gathered(pa.concat_tables(tables), digests)
+    rest = _Gathered(_short(pa.concat_tables(tables)), digests)
     yield from _pieces(rest.table)
     if len(alone) >= WORTH_GATHERING:
         _gather(store, files, rest)
+
+
+def _short(table: pa.Table) -> pa.Table:
+    """The same with as much of its hashes as is remembered, which is half the memory."""
+    for name in HASHES:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, _SCHEMA.field(name), pc.utf8_slice_codeunits(table[name], 0, KEY_DIGITS))
+    return table
 
 
 def gather(store: ArtifactStore, shards: Sequence[ShardRef]) -> None:
@@ -112,20 +124,28 @@ def _usable(store: ArtifactStore, committed: set[str]) -> tuple[list[_File], set
     return files, covered
 
 
-def _standing(store: ArtifactStore, committed: set[str]) -> list[_File]:
+def _standing(store: ArtifactStore, committed: set[str]) -> Iterator[_File]:
     """Every file, stored again where it held rows of other shards than these; one that holds nothing else is gone."""
-    files = []
+    seen: set[str] = set()  # what a crash left beside the file that was to replace it comes to the same file
     for path, _ in store.files(FOLDER):
         file = _opened(store, path)
         stale = set(file.held.digests) - committed
         if stale:
-            held = file.held.without(stale)
-            file = _File(_put(store, held) if held.digests else "", held)
+            file = _stored_again(store, file.held.without(stale))
         if file.path != path:
             store.delete(path)
-        if file.held.digests:
-            files.append(file)
-    return files
+        if file.path and file.path not in seen:
+            seen.add(file.path)
+            yield file
+
+
+def _stored_again(store: ArtifactStore, held: _Gathered) -> _File:
+    if held.digests:
+        try:
+            return _File(_put(store, held), held)
+        except OSError as error:  # a full disk; what must go goes none the less, for this is but a cache
+            log.warning("%d gathered shards are to be opened one by one: %s", len(held.digests), error)
+    return _NOTHING
 
 
 def _opened(store: ArtifactStore, path: str) -> _File:
@@ -139,7 +159,7 @@ def _opened(store: ArtifactStore, path: str) -> _File:
     table = table.replace_schema_metadata(None)
     if table.schema.equals(_SCHEMA) and digests:
         return _File(path, _Gathered(table, digests))
-    return _File("", _Gathered(_SCHEMA.empty_table(), []))
+    return _NOTHING
 
 
 def _gather(store: ArtifactStore, files: list[_File], fresh: _Gathered) -> None:
@@ -173,4 +193,5 @@ def _path_of(data: bytes) -> str:
 
 def forget(store: ArtifactStore, standing: set[str]) -> None:
     """Take out of all files the rows of any shard but these, by digest: they may be what they no longer are."""
-    _standing(store, standing)
+    for _ in _standing(store, standing):
+        pass

@@ -96,6 +96,22 @@ def test_every_event_lands_once_even_when_all_is_read_again(bench) -> None:
     assert bench.counts() == {event.__name__: 2 for event in e.EVENTS}
 
 
+def test_a_batch_is_bounded_by_its_bytes_too(bench, monkeypatch) -> None:
+    monkeypatch.setattr(kafka, "BATCH_BYTES", 100)
+    batches: list[int] = []
+
+    class Counting(ClickHouseStore):
+        def write(self, pieces: list[land.Rows]) -> None:
+            batches.append(sum(table.num_rows for piece in pieces for table in piece.tables.values()))
+            super().write(pieces)
+
+    bench.publish(*(example(e.FeedbackGiven, bench.model) for _ in range(1_000)))
+    store = Counting(connect(bench.url), kafka.producer(bench.bootstrap))
+    with Running(lambda stop: sink.run(bench.bootstrap, bench.group, ["usage.feedback"], store, stop, linger_s=5.0)) as running:
+        running.until(lambda: bench.done(["usage.feedback"]), what="lag 0")
+    assert max(batches) <= kafka.CONSUME_RECORDS and sum(batches) == bench.count(e.FeedbackGiven) == 1_000
+
+
 def test_values_arrive_as_they_were_said(bench) -> None:
     said = example(e.InferenceServed, bench.model)
     bench.publish(said)

@@ -135,6 +135,17 @@ def test_kill_9_at_any_failpoint_neither_loses_nor_doubles(pipe, failpoint) -> N
     assert keys_out(pipe) == expected()
 
 
+def test_a_batch_is_bounded_by_its_bytes_too(pipe, monkeypatch) -> None:
+    monkeypatch.setattr(kafka, "BATCH_BYTES", 100)
+    bootstrap, source, target = pipe
+    publish(bootstrap, [Out(source, b"k%d" % i, b"v%d" % i, partition=i % 4) for i in range(N, 1_000)])
+    step, group = Plain(bootstrap, target), fresh("group")
+    with Running(loop(pipe, group, step, linger_s=1.0)) as running:
+        running.until(done(pipe, group), what="lag 0")
+    assert max(step.batches) <= kafka.CONSUME_RECORDS
+    assert keys_out(pipe) == expected(1_000)
+
+
 @pytest.mark.parametrize("step_type", [Copy, Plain])
 def test_an_abort_is_done_again_and_its_own_output_is_no_duplicate(pipe, step_type) -> None:
     """The broker refuses one oversized record of the second batch, after that batch's others were written."""

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.events import ShardRef
 from schemas.shards import SHARD_SCHEMA
+from streams import failpoints
 from streams.artifacts import ArtifactError, ArtifactStore
 from streams.prepare import gathered
 from streams.prepare.admit import Admission
@@ -124,6 +125,34 @@ def test_a_start_takes_out_what_an_erasure_did_not_come_to(tmp_path: Path) -> No
     assert rows_in(store, more) == 13, "rows keep their shards in a file that took up another"
     again = [row(asked(number), at=100 + number) for number in range(16)]
     assert admitted(state(store, more), *again) == ([103, 108, 109], {"duplicate": 13}, 0)
+
+
+def test_what_a_crash_leaves_of_rows_taken_out_is_no_loss(tmp_path: Path) -> None:
+    """Killed between the file without them and the end of the one with them."""
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(5))
+    assert rows_in(store, refs) == 5
+    (old,) = files(store)
+    kept = store.read_bytes(old)
+    refs[0] = shard(store, 0)
+    assert rows_in(store, refs) == 4
+    (new,) = files(store)
+    store.put_bytes(old, kept)
+    assert rows_in(store, refs) == 4 and files(store) == [new]
+
+
+def test_a_full_disk_keeps_no_rows_that_must_go(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    refs = shards(store, range(5))
+    assert rows_in(store, refs) == 5
+    after = shard(store, 0)
+    failpoints.arm("artifact.written=diskfull")
+    try:
+        gathered.forget(store, {after.digest, *(ref.digest for ref in refs[1:])})
+    finally:
+        failpoints.arm("")
+    assert files(store) == []
+    assert rows_in(store, [after, *refs[1:]]) == 4
 
 
 def test_rows_come_in_pieces_and_other_columns_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
