@@ -53,10 +53,12 @@ class InferenceIds:
         return hmac.compare_digest(self._mac(rest[:32]), rest[32:])
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def content_hash(*parts: Any) -> str:
     """sha256 of the canonical JSON of `parts`, as 32 hex digits."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_canonical.encode(parts).encode()).hexdigest()[:32]
 
 
 def normalise(text: str) -> str:

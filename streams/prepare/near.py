@@ -7,6 +7,7 @@ shared band is checked against the whole signature before it counts.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ SEED = 42
 # How many rows are remembered: the newest this many, and up to as many before them.
 GENERATION = 100_000
 # Odd, so that multiplying by it loses nothing (Knuth's golden ratio of 2^64).
+_DIGEST = f"<{PERMUTATIONS}I"
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -29,7 +31,7 @@ def signature(text: str) -> bytes:
     shingles = [text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))]
     sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
     sketch.update(shingles)
-    return np.array(sketch.digest(), dtype=np.uint32).astype(np.uint8).tobytes()
+    return struct.pack(_DIGEST, *sketch.digest())[::4]  # the low byte of each
 
 
 def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import phonenumbers
 from stdnum import iban as stdnum_iban
 from stdnum import luhn as stdnum_luhn
 
-# Nothing is masked in a text without any of these: most texts are done here.
-_SUSPICIOUS = re.compile(r"[@\d]|[A-Za-z0-9_+/-]{20}|BEGIN|:[0-9a-fA-F]*:")
+_AT_OR_DIGIT = re.compile(r"[@\d]")
 _SEVEN_DIGITS = re.compile(r"\d(?:[\s().\-/]*\d){6}")
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16}")
+
+
+def _suspicious(text: str) -> bool:
+    """Nothing is masked in a text without any of these: many texts are done here."""
+    return bool(_AT_OR_DIGIT.search(text)) or _has_word(text, 20) or "BEGIN" in text or text.count(":") > 1
+
+
+def _has_word(text: str, characters: int) -> bool:
+    return len(text) >= characters and max(map(len, text.split()), default=0) >= characters
+
+
 # Kind, where a text without it need not be looked through (the cheaper test), and what is looked for.
 _MASKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str]], ...] = (
     ("key", lambda text: "BEGIN" in text,
      re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)),
-    ("key", _TOKEN.search,
+    ("key", lambda text: _has_word(text, 16),
      re.compile(r"\b(?:(?:sk|pk|rk|ghp|gho|ghs|glpat|hf|xox[abp])[-_]|AKIA|ASIA|AIza)[A-Za-z0-9_-]{16,}\b")),
     ("key", lambda text: "eyJ" in text,
      re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")),  # a JSON web token
@@ -33,7 +41,7 @@ _MASKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str]], ...] = (
     ("iban", re.compile(r"[A-Z]{2}\d{2}").search,
      re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")),
     ("card", _SEVEN_DIGITS.search, re.compile(r"\b\d(?:[ -]?\d){12,18}\b")),
-    ("ip", lambda text: text.count(".") > 2,
+    ("ip", re.compile(r"\d\.\d{1,3}\.\d").search,
      re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b")),
     ("ip", lambda text: text.count(":") > 1,
      re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:])")),
@@ -63,21 +71,24 @@ def ip(text: str) -> bool:
 _CHECKS: dict[str, Callable[[str], bool]] = {"card": card, "iban": iban}
 
 
-def scrub(text: str, phone_regions: Sequence[str] = ()) -> tuple[str, Counter[str]]:
+def scrub(text: str, phone_regions: Sequence[str] = ()) -> tuple[str, dict[str, int]]:
     """`text` with personal data replaced by `[kind]`, and how often each kind was found.
 
     Phone numbers with a country's code are found everywhere, those without only for `phone_regions` (ISO 3166).
     """
-    found: Counter[str] = Counter()
-    if not _SUSPICIOUS.search(text):
+    found: dict[str, int] = {}
+    if not _suspicious(text):
         return text, found
+    phones = True
     for kind, possible, pattern in _MASKS:
         if possible(text):
             text = _masked(text, kind, pattern, found)
-    return _without_phones(text, phone_regions, found), +found
+        elif kind == "card":  # fewer digits than any phone number has
+            phones = False
+    return _without_phones(text, phone_regions, found) if phones else text, found
 
 
-def _masked(text: str, kind: str, pattern: re.Pattern[str], found: Counter[str]) -> str:
+def _masked(text: str, kind: str, pattern: re.Pattern[str], found: dict[str, int]) -> str:
     def mask(match: re.Match[str]) -> str:
         whole = match.group()
         start, end = 0, len(whole)
@@ -85,12 +96,14 @@ def _masked(text: str, kind: str, pattern: re.Pattern[str], found: Counter[str])
             start, end = _checked(whole, _CHECKS[kind])
         elif kind == "ip" and not ip(whole):
             end = 0
-        found[kind] += end > start
-        return f"{whole[:start]}[{kind}]{whole[end:]}" if end > start else whole
+        if end <= start:
+            return whole
+        found[kind] = found.get(kind, 0) + 1
+        return f"{whole[:start]}[{kind}]{whole[end:]}"
 
     before = -1
-    while before != found[kind]:  # what is left beside a masked number may be one with what follows
-        before = found[kind]
+    while before != found.get(kind, 0):  # what is left beside a masked number may be one with what follows
+        before = found.get(kind, 0)
         text = pattern.sub(mask, text)
     return text
 
@@ -106,7 +119,7 @@ def _checked(text: str, check: Callable[[str], bool]) -> tuple[int, int]:
     return next((span for span in spans if check(text[span[0] : span[1]])), (0, 0))
 
 
-def _without_phones(text: str, regions: Sequence[str], found: Counter[str]) -> str:
+def _without_phones(text: str, regions: Sequence[str], found: dict[str, int]) -> str:
     if not _SEVEN_DIGITS.search(text):
         return text
     for region in regions or (None,):
@@ -115,5 +128,6 @@ def _without_phones(text: str, regions: Sequence[str], found: Counter[str]) -> s
             # A bracket around the whole number is taken for the beginning of an area code.
             start = match.start + (match.raw_string.count("(") > match.raw_string.count(")"))
             text = f"{text[:start]}[phone]{text[match.end :]}"
-        found["phone"] += len(matches)
+        if matches:
+            found["phone"] = found.get("phone", 0) + len(matches)
     return text

@@ -89,8 +89,11 @@ def _unfit(context: list[str], answers: dict[str, str]) -> str:
 
 
 def _scrubbed(text: str, phone_regions: list[str], masked: Counter[str]) -> str:
+    if not text:
+        return text
     clean, found = scrub(text, phone_regions)
-    masked.update(found)
+    if found:
+        masked.update(found)
     return clean
 
 

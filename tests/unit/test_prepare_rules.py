@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from schemas.events import Message, RecordSubmitted
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from streams.prepare import pii
+from streams.prepare import text as text_module
 from streams.prepare.pii import card, iban, ip, scrub
 from streams.prepare.rules import MAX_CHARACTERS, Dropped, Prepared, prepare
 from streams.prepare.text import noise, repair, repetitive
@@ -204,6 +206,23 @@ def test_scrubbing_twice_changes_nothing(text: str) -> None:
 @given(st.one_of(st.text(), st.text(alphabet="aÃ©â€™ &lt;amp#\x00\n\u0301"), st.lists(pieces, max_size=8).map("".join)))
 def test_repairing_twice_changes_nothing(text: str) -> None:
     assert repair(repair(text)) == repair(text)
+
+
+SOUND = "".join(sorted(text_module._SOUND))
+lines = st.text(alphabet=" abcdefgeinrstuABC.,?!-'\"0123\n\t" + SOUND, max_size=60)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(st.one_of(lines, st.text(alphabet="a ?Ã©â€Â¤è\n" + SOUND, max_size=12)))
+def test_what_is_taken_for_sound_is_what_ftfy_leaves_as_it_is(text: str) -> None:
+    if text_module._sound(text):
+        assert ftfy.fix_text(text, normalization="NFC") == text
+
+
+def test_most_texts_are_known_for_sound_without_ftfy() -> None:
+    texts = ["Wo ist mein Paket? Ich warte für 30 € schon 5 Tage.\nDanke, Käthe", "two\nlines", "Où est mon colis, à Liège ?"]
+    assert all(map(text_module._sound, texts))
+    assert not any(map(text_module._sound, ["cafÃ©", "a &amp;\nb", "“so”", "e\u0301", "a\x00", "größer", "Ã "]))
 
 
 def test_repetition_needs_length() -> None:
