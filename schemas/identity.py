@@ -63,7 +63,8 @@ def content_hash(*parts: Any) -> str:
 
 def normalise(text: str) -> str:
     """Text as identities see it: NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.split())
 
 
 def subject_of_request(

@@ -103,6 +103,14 @@ class Crew:
         except (EOFError, OSError) as error:
             raise HelperLostError("a helper process of prepare died") from error
 
+    def wait_warm(self) -> None:
+        """Start the helpers, if nothing has yet, and return once they are there."""
+        self._ready(2 * WORTH_SHARING)
+        for pipe in self._started:
+            if pipe not in self._warm:
+                pipe.poll(None)
+        self._ready(2 * WORTH_SHARING)
+
     def _ready(self, records: int) -> list[Connection]:
         if records >= 2 * WORTH_SHARING and not self._started:
             self._started = [_helper(self._policies) for _ in range(self._helpers)]

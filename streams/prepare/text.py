@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from operator import eq
 
 import ftfy
 
@@ -21,7 +20,9 @@ _PLAIN = bytes(code for code in range(128) if chr(code).isalnum() or chr(code).i
 # Letters and signs that ftfy leaves as they are wherever they stand by themselves: no encoding that it knows has one as
 # the first byte of a longer character (which a space or a question mark after it might stand for the rest of).
 _SOUND = frozenset("ÄÖÜäöüßéèêëáàíìóòúùñçøæœïîôûÉÈÇØ€—·°§£¿¡«»½¼²³µ")
-_BEYOND_ASCII = re.compile("[^ -~]")
+# No such encoding has these at all: Chinese, Japanese, Korean, pictures.
+_NOWHERE = "、。「」ぁ-ゖァ-ヺー一-鿿가-힣\U0001f300-\U0001faff"
+_DOUBTFUL = re.compile(f"[^ -~{_NOWHERE}]")
 
 
 def repair(text: str) -> str:
@@ -39,13 +40,13 @@ def repair(text: str) -> str:
 def _sound(text: str) -> bool:
     """Whether a text is sound for sure: to have ftfy find that takes it ten times as long.
 
-    Text that was decoded wrongly has characters beyond ASCII side by side, or with one other between them.
+    Text that was decoded wrongly has doubtful characters side by side, or with one other between them.
     """
     line = text.replace("\n", " ").replace("\t", " ")
     if "&" in line or not line.isprintable():
         return False
     last = -4
-    for match in _BEYOND_ASCII.finditer(line):
+    for match in _DOUBTFUL.finditer(line):
         if match.group() not in _SOUND or match.start() - last < 4:
             return False
         last = match.start()
@@ -54,8 +55,9 @@ def _sound(text: str) -> bool:
 
 def repetitive(text: str) -> bool:
     """True where few different words, one character or one phrase make up a long text."""
-    # A run of 30 holds both ends of one of these stretches of 15: without such a stretch there is none to look for.
-    if any(map(eq, text[::15], text[14::15])) and _RUN.search(text):
+    # A run of 30 holds one of these stretches of 15: where none has the same ends and middle there is none to look for.
+    same = any(one == other == third for one, other, third in zip(text[::15], text[7::15], text[14::15], strict=False))
+    if same and _RUN.search(text):
         return True
     words = text.split()
     if len(words) >= 30 and len(set(words)) / len(words) < LEAST_DIFFERENT_WORDS:

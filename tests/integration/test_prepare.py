@@ -29,7 +29,7 @@ from streams.dead_letters import Budget, PoisonedError
 from streams.kafka import Record
 from streams.prepare.read import Crew, HelperLostError, read
 from streams.prepare.step import PrepareStep, read_committed_shards
-from tests.broker import Mark, Running, fresh, group_from, lag, mark, since, until
+from tests.broker import Mark, Running, fresh, group_from, lag, mark, since
 
 RAW, SHARDS, DEAD = "training.raw", "training.shards", "dead.prepare"
 PARTITION = 2
@@ -213,8 +213,9 @@ def test_helpers_read_what_one_process_reads() -> None:
     bodies = [b'{"broken": ' if n % 97 == 0 else raw_body(prompt) for n, prompt in enumerate(asked)]
     records = [Record("training.raw", 0, n, 1, b"k%d" % n, body, [("mine", b"\x00")]) for n, body in enumerate(bodies)]
     crew, alone = Crew(policies, helpers=2), read(records, policies)
-    until(lambda: len(crew.read(records)) == 3, what="two helpers at work")
+    crew.wait_warm()
     readings = crew.read(records)
+    assert len(readings) == 3
     assert pa.Table.from_batches([one.rows for one in readings]) == pa.Table.from_batches([alone.rows])
     assert [fact for one in readings for fact in one.facts] == alone.facts
     for name in ("masked", "refused"):

@@ -209,7 +209,8 @@ def test_repairing_twice_changes_nothing(text: str) -> None:
 
 
 SOUND = "".join(sorted(text_module._SOUND))
-lines = st.text(alphabet=" abcdefgeinrstuABC.,?!-'\"0123\n\t" + SOUND, max_size=60)
+OTHER_SCRIPTS = "、。「」わたしのカバーー包裹在哪里한국어🙂📦"
+lines = st.text(alphabet=" abcdefgeinrstuABC.,?!-'\"0123\n\t" + SOUND + OTHER_SCRIPTS, max_size=60)
 
 
 @settings(max_examples=1_000, deadline=None)
@@ -220,7 +221,7 @@ def test_what_is_taken_for_sound_is_what_ftfy_leaves_as_it_is(text: str) -> None
 
 
 def test_most_texts_are_known_for_sound_without_ftfy() -> None:
-    texts = ["Wo ist mein Paket? Ich warte für 30 € schon 5 Tage.\nDanke, Käthe", "two\nlines", "Où est mon colis, à Liège ?"]
+    texts = ["Wo ist mein Paket? Ich warte für 30 € schon 5 Tage.\nDanke, Käthe", "two\nlines", "Où est mon colis, à Liège ?", "私の荷物はどこ。🙂"]
     assert all(map(text_module._sound, texts))
     assert not any(map(text_module._sound, ["cafÃ©", "a &amp;\nb", "“so”", "e\u0301", "a\x00", "größer", "Ã "]))
 
