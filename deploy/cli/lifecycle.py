@@ -65,7 +65,10 @@ def status(format: Format = Format.table) -> None:
     behind = lags(context.addresses.bootstrap, silent)
     where = local_run.where(settings)
     rows = [status_row(settings, state, where, said.get(state.name, NOTHING_SAID), behind) for state in states]
-    show(rows if format is Format.json else without_log(rows), format)
+    show(rows if format is Format.json else as_table(rows), format)
+    for row in rows:
+        if row["reason"]:
+            err.print(f"{row['process']} ended: {row['reason']}", markup=False, highlight=False)
     if any(state.status not in ("ready",) for state in states):
         raise SystemExit(3)
 
@@ -91,12 +94,13 @@ def status_row(
         "up_s": up_s, "restarts": state.restarts, "records_per_s": said.records_per_s, "dropped": said.dropped,
         "dead": said.dead, "lag": behind.get(state.name) if said.lag is None else said.lag,
         "log": str(supervise.log_path(settings.data, state.name)),
+        "reason": supervise.why_ended(settings.data, state) if state.status != "ready" else "",
     }  # fmt: skip
 
 
-def without_log(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `status` without the log's path: `tuneloop logs PROCESS` finds it, and a table has room for the rest."""
-    return [{name: value for name, value in row.items() if name != "log"} for row in rows]
+def as_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `status` that a table has room for: `tuneloop logs PROCESS` finds the log, and reasons are told below."""
+    return [{name: value for name, value in row.items() if name not in ("log", "reason")} for row in rows]
 
 
 def logs(

@@ -27,12 +27,13 @@ from deploy.local.probe import port_of
 from deploy.local.supervised import Process, Snapshot, Spec, State, log_path
 
 __all__ = ["Process", "SpecChanged", "State", "SupervisorError", "free_ports", "is_running", "log_path", "port_free"]
-__all__ += ["restart", "start", "status", "stop"]
+__all__ += ["restart", "start", "status", "stop", "why_ended"]
 
 POLL_S = 0.1
 SPAWN_TIMEOUT_S = 20.0
 LEFTOVER_GRACE_S = 5.0
 TAIL_LINES = 12
+ERROR, LOOKED_THROUGH_BYTES = "error: ", 65_536
 OnState = Callable[[dict[str, State]], None]
 
 
@@ -218,6 +219,19 @@ def _tail(directory: Path, name: str) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = "".join(f"\n  {line}" for line in text.splitlines()[-TAIL_LINES:]) or "\n  (it wrote nothing)"
     return f" Its last lines:{lines}\n  The whole log: {log}"
+
+
+def why_ended(directory: Path, state: State) -> str:
+    """Why a process ended the last time: a signal, or the error that it said last; "" where neither is known."""
+    log = log_path(directory, state.name)
+    if state.last_exit is not None and state.last_exit < 0:
+        return f"killed by signal {-state.last_exit}"
+    if not state.last_exit or not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOOKED_THROUGH_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.removeprefix(ERROR) for line in reversed(lines) if line.startswith(ERROR)), "")
 
 
 def _stop(directory: Path, on_state: OnState) -> None:

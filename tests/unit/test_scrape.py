@@ -16,6 +16,7 @@ from deploy.addresses import METERED, addresses, choose_ports, metrics_port, met
 from deploy.cli import lifecycle, output
 from deploy.cli.lifecycle import status_row
 from deploy.cli.output import Format, show
+from deploy.local import supervise
 from deploy.local.ports import free_ports
 from deploy.local.supervised import State
 from deploy.processes import CONSUMERS
@@ -137,13 +138,32 @@ def test_the_table_fits_120_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     assert list(rows[0]) == [
         "process", "status", "pid", "address", "up_s", "restarts", "records_per_s", "dropped", "dead", "lag", "log",
+        "reason",
     ]  # fmt: skip
     screen = io.StringIO()
     monkeypatch.setattr(output, "out", Console(file=screen, width=120, force_terminal=True, color_system=None))
-    show(lifecycle.without_log(rows), Format.table)
+    show(lifecycle.as_table(rows), Format.table)
     lines = screen.getvalue().splitlines()
     assert len(lines) == len(rows) + 1, "a line for each process, none folded"
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (State("gate", "backoff", restarts=1, last_exit=1), "2 of 3 were refused"),
+        (State("gate", "backoff", restarts=1, last_exit=-9), "killed by signal 9"),
+        (State("gate", "ready", restarts=1, last_exit=1), ""),
+        (State("gate", "starting"), ""),
+        (State("work", "backoff", restarts=1, last_exit=1), ""),
+    ],
+)
+def test_a_process_that_ended_says_why(tmp_path: Path, state: State, reason: str) -> None:
+    settings = settings_in(tmp_path)
+    log = supervise.log_path(settings.data, "gate")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("error: an older one\n" + "line\n" * 20_000 + "Traceback\nerror: 2 of 3 were refused\n")
+    assert status_row(settings, state, {}, Said(None, None, None, None), {})["reason"] == reason
 
 
 def test_lag_of_the_broker_stands_in_for_a_silent_process(tmp_path: Path) -> None:
