@@ -20,18 +20,19 @@ _SEVEN_DIGITS = re.compile(r"\d(?:[\s().\-/]*\d){6}")
 
 def _suspicious(text: str) -> bool:
     """Nothing is masked in a text without any of these: many texts are done here."""
-    return bool(_AT_OR_DIGIT.search(text)) or _has_word(text, 20) or "BEGIN" in text or text.count(":") > 1
+    return bool(_AT_OR_DIGIT.search(text)) or _long_word(text) or "BEGIN" in text or text.count(":") > 1
 
 
-def _has_word(text: str, characters: int) -> bool:
-    return len(text) >= characters and max(map(len, text.split()), default=0) >= characters
+def _long_word(text: str) -> bool:
+    """Whether it has a word of 16 characters, as every key has."""
+    return len(text) > 15 and max(map(len, text.split()), default=0) > 15
 
 
 # Kind, where a text without it need not be looked through (the cheaper test), and what is looked for.
 _MASKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str]], ...] = (
     ("key", lambda text: "BEGIN" in text,
      re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)),
-    ("key", lambda text: _has_word(text, 16),
+    ("key", _long_word,
      re.compile(r"\b(?:(?:sk|pk|rk|ghp|gho|ghs|glpat|hf|xox[abp])[-_]|AKIA|ASIA|AIza)[A-Za-z0-9_-]{16,}\b")),
     ("key", lambda text: "eyJ" in text,
      re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")),  # a JSON web token
@@ -79,13 +80,10 @@ def scrub(text: str, phone_regions: Sequence[str] = ()) -> tuple[str, dict[str, 
     found: dict[str, int] = {}
     if not _suspicious(text):
         return text, found
-    phones = True
     for kind, possible, pattern in _MASKS:
         if possible(text):
             text = _masked(text, kind, pattern, found)
-        elif kind == "card":  # fewer digits than any phone number has
-            phones = False
-    return _without_phones(text, phone_regions, found) if phones else text, found
+    return _without_phones(text, phone_regions, found), found
 
 
 def _masked(text: str, kind: str, pattern: re.Pattern[str], found: dict[str, int]) -> str:

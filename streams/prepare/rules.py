@@ -19,7 +19,7 @@ from streams.prepare.near import signature
 from streams.prepare.pii import scrub
 from streams.prepare.text import noise, repair, repetitive
 
-RULES_VERSION = "3"
+RULES_VERSION = "4"
 MAX_CHARACTERS = 32_000
 KINDS = ("sft", "preference", "kto")
 # What no person wrote teaches, but never judges.
