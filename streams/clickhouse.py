@@ -28,8 +28,7 @@ def connect(url: str, timeout_s: float = 30.0) -> Client:
         try:
             return clickhouse_connect.get_client(
                 dsn=url, autogenerate_session_id=False, send_receive_timeout=60,
-                # To squeeze what stays on this machine takes the sink a twentieth of its time.
-                compress=not _here(url),
+                compress=not _here(url),  # to squeeze what stays on this machine only takes time
             )
         except ClickHouseError:
             if time.monotonic() > deadline:

@@ -47,19 +47,8 @@ class _Said(NamedTuple):
     signatures: NDArray[np.uint8]  # (rows, PERMUTATIONS)
 
 
-def _said_by(rows: Sequence[Row]) -> _Said:
-    columns = {name: [row[name] for row in rows] for name in REMEMBERED}
-    return _said(columns, np.array(columns["submitted_ms"], dtype=np.int64))
-
-
-def _said_in(table: pa.Table) -> _Said:
-    """The same of a table of REMEMBERED columns, several times as fast."""
-    hashes = {name: pc.utf8_slice_codeunits(table[name], 0, KEY_DIGITS) for name in HASHES}
-    columns = {name: hashes.get(name, table[name]).to_pylist() for name in REMEMBERED if name != "submitted_ms"}
-    return _said(columns, table["submitted_ms"].to_numpy())
-
-
-def _said(columns: Mapping[str, Sequence[Any]], times: NDArray[np.int64]) -> _Said:
+def _said(columns: Mapping[str, Sequence[Any]]) -> _Said:
+    """What rows say, given as the REMEMBERED columns of their table."""
     contents = _keys(columns["content_hash"])
     sft = np.array([kind == "sft" for kind in columns["kind"]], dtype=bool)
     records = [hash(one) for one in zip(columns["model"], columns["record_id"], strict=True)]
@@ -68,7 +57,7 @@ def _said(columns: Mapping[str, Sequence[Any]], times: NDArray[np.int64]) -> _Sa
         records=np.array(records, dtype=np.int64).view(np.uint64),
         answers=_keys(columns["answer_hash"]),
         contents=contents,
-        times=times,
+        times=np.array(columns["submitted_ms"], dtype=np.int64),
         signatures=np.frombuffer(b"".join(columns["minhash"]), dtype=np.uint8).reshape(-1, PERMUTATIONS),
     )
 
@@ -89,9 +78,9 @@ class Admission:
     def remember(self, table: pa.Table) -> None:
         """Take in the rows of committed shards (columns REMEMBERED), which may come in any order."""
         table = table.filter(pc.not_equal(table["origin"], "augmented"))
-        times = table["submitted_ms"].to_numpy()
         # Of those about one fact the last holds.
-        self._take(_said_in(table.take(pa.array(np.argsort(times, kind="stable")))))
+        order = np.argsort(table["submitted_ms"].to_numpy(), kind="stable")
+        self._take(_said(table.take(pa.array(order)).to_pydict()))
 
     def admit(self, rows: Sequence[Row], policy: ModelPolicy) -> tuple[list[Row], Counter[str], int]:
         """The rows to keep, in their order; what was dropped, by reason; how many contradict an earlier row.
@@ -100,7 +89,7 @@ class Admission:
         """
         dropped: Counter[str] = Counter()
         rows = _newest_of_each_record(rows, dropped)
-        said = _said_by(rows)
+        said = _said({name: [row[name] for row in rows] for name in REMEMBERED})
         fresh, corrections, contradictions = self._without_known(said, dropped)
         fresh = self._without_near(fresh, said, policy.near_duplicate_similarity, dropped)
         # A correction is news however much it is like a row of before: it never falls as a near duplicate.

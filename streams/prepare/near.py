@@ -21,8 +21,8 @@ SHINGLE = 5
 SEED = 42
 # How many rows are remembered: the newest this many, and up to as many before them.
 GENERATION = 100_000
-# Odd, so that multiplying by it loses nothing (Knuth's golden ratio of 2^64).
 _DIGEST = f"<{PERMUTATIONS}I"
+# Odd, so that multiplying by it loses nothing (Knuth's golden ratio of 2^64).
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
