@@ -231,6 +231,12 @@ def test_repetition_needs_length() -> None:
     assert not repetitive(" ".join(f"word{n}" for n in range(40)))
 
 
+def test_a_run_of_one_character_is_found_wherever_it_begins() -> None:
+    before = "Why is this sold out in blue"
+    assert all(repetitive(before[:start] + "a" * 30 + " here") for start in range(len(before)))
+    assert not any(repetitive(before[:start] + "a" * 29 + " here") for start in range(len(before)))
+
+
 def test_a_loop_is_repetitive_whatever_its_words() -> None:
     assert repetitive("a" * 30) and not repetitive("a" * 29) and not repetitive("-" * 10)
     assert repetitive("the parcel is late, please tell me where it is " * 12)
