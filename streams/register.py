@@ -44,7 +44,7 @@ class RegisterStep:
         self._bases: dict[str, BaseRegistered] = {}
 
     def assigned(self, partitions: list[tuple[str, int]]) -> None:
-        self._models, self._bases = read_registry(self._bootstrap)
+        self._models, self._bases = read_registry(self._bootstrap, settled=True)
 
     def handle(self, batch: list[Record]) -> list[Out]:
         outs: list[Out] = []
@@ -108,11 +108,13 @@ def _said(fact: msgspec.Struct, cause: Envelope) -> Out:
     return kafka.out(fact, source=GROUP, subject=subject, correlation_id=correlation, causation_id=cause.id)
 
 
-def read_registry(bootstrap: str) -> tuple[dict[str, ModelStateChanged], dict[str, BaseRegistered]]:
-    """The registry as it stands: model states and bases, by name."""
+def read_registry(
+    bootstrap: str, settled: bool = False
+) -> tuple[dict[str, ModelStateChanged], dict[str, BaseRegistered]]:
+    """The registry as it stands: model states and bases, by name. `settled` as in `kafka.read_to_end`."""
     models: dict[str, ModelStateChanged] = {}
     bases: dict[str, BaseRegistered] = {}
-    for record in kafka.read_to_end(bootstrap, "models.registry"):
+    for record in kafka.read_to_end(bootstrap, "models.registry", settled=settled):
         if record.value is None:
             continue
         _, event = kafka.decode(record)

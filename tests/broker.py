@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -45,9 +45,12 @@ def mark(bootstrap: str, *topics: str) -> Mark:
         reader.close()
 
 
-def since(bootstrap: str, topic: str, start: Mark | None = None) -> list[Record]:
-    """The committed records of `topic` from `start` on, in the order of (partition, offset)."""
-    records = kafka.read_to_end(bootstrap, topic)
+def since(bootstrap: str, topic: str, start: Mark | None = None, settled: bool = True) -> list[Record]:
+    """The committed records of `topic` from `start` on, in the order of (partition, offset).
+
+    A lag of 0 does not say that what was committed with the offsets shows already: `settled` waits for it.
+    """
+    records = kafka.read_to_end(bootstrap, topic, settled=settled)
     found = [record for record in records if record.offset >= (start or {}).get((topic, record.partition), 0)]
     return sorted(found, key=lambda record: (record.partition, record.offset))
 
@@ -88,6 +91,21 @@ def publish(bootstrap: str, records: Iterable[Out], **settings: Any) -> None:
     for record in records:
         kafka.produce(client, record)
     assert client.flush(20) == 0
+
+
+@contextmanager
+def open_transaction(bootstrap: str, records: Iterable[Out], commit_after_s: float = 1.0) -> Iterator[None]:
+    """Within: these records stand in a transaction of somebody else's, who commits it a little later."""
+    writer = kafka.producer(bootstrap, transactional_id=fresh("writer"))
+    writer.init_transactions(30)
+    writer.begin_transaction()
+    for record in records:
+        kafka.produce(writer, record)
+    writer.flush(10)
+    ending = threading.Timer(commit_after_s, writer.commit_transaction)
+    ending.start()
+    yield
+    ending.join()
 
 
 def until(holds: Callable[[], Any], timeout_s: float = 30.0, what: str | Callable[[], str] = "it") -> Any:

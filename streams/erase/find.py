@@ -145,9 +145,12 @@ def personal_topics(bootstrap: str) -> list[str]:
 
 
 def _live(bootstrap: str, topic: str, owns: Callable[[Record], bool], last: dict[Place, int]) -> list[Record]:
-    """The subject's records whose key was not deleted after them; notes in `last` how far it read."""
+    """The subject's records whose key was not deleted after them; notes in `last` how far it read.
+
+    What is in an open transaction is waited for: a dead letter may show later than the offsets committed with it.
+    """
     live: dict[tuple[int, bytes], Record] = {}
-    for record in kafka.read_to_end(bootstrap, topic):
+    for record in kafka.read_to_end(bootstrap, topic, settled=True):
         last[topic, record.partition] = record.offset
         place = record.partition, record.key or b""
         if record.value is None:

@@ -84,7 +84,7 @@ def _forward(client: Consumer, writer: Producer, outs: list[Out]) -> None:
 
 def _written(parts: Parts, target: str) -> int:
     """How many committed records stand in `target`."""
-    return sum(1 for _ in kafka.read_to_end(parts.bootstrap, target))
+    return sum(1 for _ in kafka.read_to_end(parts.bootstrap, target, settled=True))
 
 
 def transact_vs_plain(parts: Parts) -> list[Figure]:

@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -29,8 +29,13 @@ FORGOTTEN_WITHIN_S = 30.0
 
 def _input(machine: Machine, lane: str) -> list[Record]:
     """The lane's accepted records by (partition, offset), checked against what the feed knows it said."""
-    records = kafka.read_to_end(machine.bootstrap, TOPICS[lane])
+    records = committed(machine.bootstrap, TOPICS[lane])
     return list(oracle.numbered(records, machine.feed.said, lane, machine.feed.personal))
+
+
+def committed(bootstrap: str, topic: str) -> Iterator[Record]:
+    """What a transactional reader sees once everything that had begun has ended."""
+    return kafka.read_to_end(bootstrap, topic, settled=True)
 
 
 def expected(record: Record) -> Expected:
@@ -42,7 +47,7 @@ def expected(record: Record) -> Expected:
 
 
 def _copy(machine: Machine) -> Verdict:
-    outputs, letters = (kafka.read_to_end(machine.bootstrap, topic) for topic in (COPIED, COPY_DEAD))
+    outputs, letters = (committed(machine.bootstrap, topic) for topic in (COPIED, COPY_DEAD))
     return oracle.copied(_input(machine, "copy"), outputs, letters, expected)
 
 
@@ -61,7 +66,7 @@ def _prepare(machine: Machine) -> Verdict:
         accepted[partition].append(offset)
     store = ArtifactStore(str(machine.folder / "artifacts"))
     verdict = oracle.prepared(accepted, shards_of(machine.bootstrap), shard_rows(store), places)
-    oracle.dead_lettered(verdict, poison, kafka.read_to_end(machine.bootstrap, "dead.prepare"))
+    oracle.dead_lettered(verdict, poison, committed(machine.bootstrap, "dead.prepare"))
     early = {key for key, said in personal.items() if said.early}
     verdict.merge(oracle.forgotten(machine.erasures, receipts(machine.bootstrap), early, inputs))
     verdict.merge(_on_disk(store, {said.person for said in personal.values()}))
@@ -80,13 +85,13 @@ def _on_disk(store: ArtifactStore, persons: set[str]) -> Verdict:
 
 def receipts(bootstrap: str) -> set[str]:
     """The erasures that are done."""
-    said = [kafka.decode(record)[1] for record in kafka.read_to_end(bootstrap, "subjects.erasures") if record.value]
+    said = [kafka.decode(record)[1] for record in committed(bootstrap, "subjects.erasures") if record.value]
     return {event.erasure_id for event in said if isinstance(event, ErasureCompleted)}
 
 
 def shards_of(bootstrap: str) -> list[ShardWritten]:
     """Every committed shard event."""
-    records = kafka.read_to_end(bootstrap, "training.shards")
+    records = committed(bootstrap, "training.shards")
     return [kafka.decode(record)[1] for record in records if record.value is not None]
 
 
@@ -118,7 +123,7 @@ def _sink(machine: Machine) -> Verdict:
         if verdict.clean or time.monotonic() > deadline:
             break
         time.sleep(2)
-    letters = kafka.read_to_end(machine.bootstrap, "dead.monitor")
+    letters = committed(machine.bootstrap, "dead.monitor")
     oracle.dead_lettered(verdict, poison, letters, once=False)
     return verdict
 
@@ -139,10 +144,10 @@ def _rows(url: str) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
 def _work(machine: Machine) -> Verdict:
     jobs, poison = _split(_input(machine, "work"))
     store = ArtifactStore(str(machine.folder / "artifacts"))
-    said = [kafka.decode(record)[1] for record in kafka.read_to_end(machine.bootstrap, "training.progress")]
+    said = [kafka.decode(record)[1] for record in committed(machine.bootstrap, "training.progress")]
     ended = [(event.job_id, event.reason) for event in said if isinstance(event, JobEnded)]
     verdict = oracle.worked([(job.key or b"").decode() for job in jobs], ended, whole_in(store))
-    oracle.dead_lettered(verdict, poison, kafka.read_to_end(machine.bootstrap, "dead.work"))
+    oracle.dead_lettered(verdict, poison, committed(machine.bootstrap, "dead.work"))
     return verdict
 
 

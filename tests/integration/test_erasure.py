@@ -19,7 +19,7 @@ from streams.artifacts import UNFINISHED, ArtifactStore
 from streams.erase import child, compact, find, shards
 from streams.erase.job import EraseJob
 from streams.erased import Erased
-from tests.broker import fresh, fresh_topic, publish
+from tests.broker import fresh, fresh_topic, open_transaction, publish
 
 SECRET = b"a secret of sixteen bytes or more"
 BEFORE, LATE, OTHERS = ("chatcmpl-" + letter * 44 for letter in "abc")
@@ -135,6 +135,15 @@ def test_an_attempt_that_finds_all_deleted_still_waits_for_who_has_not_passed_th
     work._delete_records()
     deletion = max(r.offset for r in kafka.read_to_end(kafka_bootstrap, place[0], [0]) if r.key == key)
     assert len(waited) == 1 and waited[0][place] >= deletion
+
+
+def test_a_dead_letter_that_is_just_being_committed_is_found(kafka_bootstrap: str) -> None:
+    jane = fresh("jane")
+    value = msgspec.json.encode({"model": "support", "prompt": 7, "subject_id": jane})
+    letter = kafka.Out("dead.prepare", fresh("letter").encode(), value, [], 0)
+    with open_transaction(kafka_bootstrap, [letter]):
+        found = find.find(kafka_bootstrap, find.Subject(jane))
+    assert found.keys == {("dead.prepare", 0): {letter.key}}
 
 
 def test_what_a_killed_process_was_just_writing_is_swept(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:

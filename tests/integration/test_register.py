@@ -12,9 +12,9 @@ import pytest
 from schemas import events as e
 from schemas.policy import ModelPolicy
 from streams import kafka, transact
-from streams.kafka import Out
+from streams.kafka import Out, Record
 from streams.register import GROUP, TOPICS, RegisterStep, read_registry
-from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
+from tests.broker import Mark, Running, fresh, group_from, lag, mark, open_transaction, publish, since
 from tests.examples import example
 
 REGISTRY, DECISIONS = "models.registry", "models.decisions"
@@ -170,6 +170,17 @@ def test_a_base_is_registered_once(bench) -> None:
     (base,) = bench.states()
     assert isinstance(base, e.BaseRegistered) and base.digest == asked.digest
     assert [line.decision for line in bench.decisions()] == ["base-added"]
+
+
+def test_state_that_another_process_is_just_committing_is_built_upon(bench) -> None:
+    """Its partitions come to this one with the offsets; the state in the same transaction may show a moment later."""
+    theirs = example(e.ModelStateChanged, bench.model, champion=4, epoch=9)
+    with open_transaction(bench.bootstrap, [kafka.out(theirs, source="test")]):
+        bench.step.assigned([])
+    out = kafka.out(bench.verdict(4), source="test")
+    said = bench.step.handle([Record(out.topic, 0, 0, 0, out.key, out.value, out.headers)])
+    states = [kafka.decode(Record(one.topic, 0, 0, 0, one.key, one.value, one.headers))[1] for one in said]
+    assert [(one.epoch, one.previous) for one in states if isinstance(one, e.ModelStateChanged)] == [(10, 4)]
 
 
 def test_what_does_not_decode_is_a_dead_letter(bench) -> None:
