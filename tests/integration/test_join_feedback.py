@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from deploy.scrape import read, scrape
+from schemas import codec
 from schemas.identity import partition_of
 from schemas.topics import BY_NAME, DAY_MS
 from streams import kafka
 from streams.join import rows
-from streams.kafka import Out
+from streams.kafka import Out, Record
 from tests.broker import fresh, members, publish, since, until
 from tests.join_bench import DEAD, FEEDBACK, GROUP, INFERENCES, RAW, Bench, Process
 from tests.scraping import Scrape
@@ -256,6 +257,8 @@ def turned(bench) -> Bench:
     if not bench.process.turned:
         bench.process.kill()
         bench.process.start(turned=True)
+    until(lambda: max(last_clocks(bench)) < codec.now_ms() + DAY_MS, what="today's date")
+    bench.until_taken_in(rows.REKEYED)
     return bench
 
 
@@ -267,7 +270,7 @@ def test_after_thirty_days_feedback_becomes_a_dead_letter_and_answers_leave(turn
     turned.until_taken_in(INFERENCES, FEEDBACK, rows.REKEYED)
     [said] = [record for record in since(turned.bootstrap, FEEDBACK) if record.value == body]
     turned.process.turn(29.5)
-    until(lambda: latest_clock(turned) > said.timestamp_ms + 29 * DAY_MS, what="a month's end")
+    until(lambda: min(last_clocks(turned)) > said.timestamp_ms + 29 * DAY_MS, what="a month's end")
     turned.until_taken_in(rows.REKEYED)
     turned.say(answer.inference_id, "demonstration", "just in time")
     turned.until_joined(1, answer)
@@ -286,6 +289,11 @@ def test_after_thirty_days_feedback_becomes_a_dead_letter_and_answers_leave(turn
         until(lambda table=table: turned.process.on_disk(table).keys() <= {b"__faust\0offset__"}, what="an empty disk")
 
 
-def latest_clock(bench: Bench) -> int:
-    clocks = [rows.clock_of(r) or 0 for r in since(bench.bootstrap, rows.REKEYED) if r.value is not None]
-    return max(clocks, default=0)
+def last_clocks(bench: Bench) -> list[int]:
+    """What was told last to each partition; 0 where nothing was."""
+    told = {r.partition: rows.clock_of(r) or 0 for r in since(bench.bootstrap, rows.REKEYED) if is_clock(r)}
+    return [told.get(partition, 0) for partition in range(rows.PARTITIONS)]
+
+
+def is_clock(record: Record) -> bool:
+    return record.value is not None and rows.clock_of(record) is not None

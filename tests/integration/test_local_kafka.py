@@ -15,8 +15,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local import kafka
 from deploy.local.errors import LocalPartError
-from deploy.local.kafka_start import FENCED_FIRST
+from deploy.local.kafka_start import FENCED_BEFORE, FENCED_FIRST, is_fenced
 from deploy.local.ports import free_ports
+from tests.broker import until
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,26 @@ def test_it_serves_and_keeps_everything_through_kill_9(tmp_path, classpath, spaw
     assert (tmp_path / "out").read_text().count(FENCED_FIRST) == 1, "not after an orderly end"
     produce(third.bootstrap, range(160, 170))
     assert consume(third.bootstrap, 10) == list(range(160, 170))
+
+
+def test_a_kill_while_it_starts_after_a_kill_costs_no_second_wait(tmp_path, classpath, spawned) -> None:
+    first = start(tmp_path, classpath, spawned)
+    AdminClient({"bootstrap.servers": first.bootstrap}).create_topics([NewTopic("numbers", 1, 1)])["numbers"].result(30)
+    produce(first.bootstrap, range(100))
+    assert is_fenced(tmp_path) is False
+    spawned[-1].kill()
+    spawned[-1].wait()
+    with (tmp_path / "out").open("ab") as out:
+        starting = subprocess.Popen(first.argv, stdout=out, stderr=out)
+    spawned.append(starting)
+    until(lambda: FENCED_FIRST in (tmp_path / "out").read_text(), 60, FENCED_FIRST)
+    starting.kill()
+    starting.wait()
+    assert is_fenced(tmp_path) is True
+    second = start(tmp_path, classpath, spawned)
+    said = (tmp_path / "out").read_text()
+    assert said.count(FENCED_FIRST) == said.count(FENCED_BEFORE) == 1
+    assert consume(second.bootstrap, 100) == list(range(100))
 
 
 def test_a_taken_port_is_named(tmp_path, classpath) -> None:
