@@ -124,7 +124,8 @@ def test_it_serves_and_keeps_everything_through_kill_9(tmp_path, classpath, spaw
 
 def test_a_kill_while_it_starts_after_a_kill_costs_no_second_wait(tmp_path, classpath, spawned) -> None:
     first = start(tmp_path, classpath, spawned)
-    AdminClient({"bootstrap.servers": first.bootstrap}).create_topics([NewTopic("numbers", 1, 1)])["numbers"].result(30)
+    admin = AdminClient({"bootstrap.servers": first.bootstrap})
+    admin.create_topics([NewTopic("numbers", 1, 1)])["numbers"].result(30)
     produce(first.bootstrap, range(100))
     assert is_fenced(tmp_path) is False
     spawned[-1].kill()
