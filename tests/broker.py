@@ -93,16 +93,21 @@ def publish(bootstrap: str, records: Iterable[Out], **settings: Any) -> None:
     assert client.flush(20) == 0
 
 
+def landed(out: Out, offset: int = 0, timestamp_ms: int = 1, partition: int = 0) -> Record:
+    """What was to be produced, as whoever reads it has it."""
+    return Record(out.topic, partition, offset, timestamp_ms, out.key, out.value, out.headers)
+
+
 @contextmanager
-def open_transaction(bootstrap: str, records: Iterable[Out], commit_after_s: float = 1.0) -> Iterator[None]:
-    """Within: these records stand in a transaction of somebody else's, who commits it a little later."""
+def open_transaction(bootstrap: str, records: Iterable[Out]) -> Iterator[None]:
+    """Within: these records stand in a transaction of somebody else's, who commits it a second later."""
     writer = kafka.producer(bootstrap, transactional_id=fresh("writer"))
     writer.init_transactions(30)
     writer.begin_transaction()
     for record in records:
         kafka.produce(writer, record)
     writer.flush(10)
-    ending = threading.Timer(commit_after_s, writer.commit_transaction)
+    ending = threading.Timer(1.0, writer.commit_transaction)
     ending.start()
     yield
     ending.join()

@@ -28,7 +28,7 @@ from streams.kafka import Out, Record
 from streams.monitor.land import ClickHouseStore
 from streams.prepare.shard import counted, put_shard
 from streams.prepare.step import PrepareStep
-from tests.broker import fresh, publish
+from tests.broker import fresh, landed, publish
 from tests.examples import example
 
 RAW, POLICY = "training.raw", ModelPolicy()
@@ -61,7 +61,7 @@ class Story:
     def record(self, out: Out) -> Record:
         offset = self.offsets.get(out.topic, 10)
         self.offsets[out.topic] = offset + 1
-        return Record(out.topic, self.partition, offset, self.time_ms, out.key, out.value, out.headers)
+        return landed(out, offset, self.time_ms, self.partition)
 
     def land(self, *said: Any, **attributes: Any) -> list[Record]:
         records = []

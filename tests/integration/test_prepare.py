@@ -29,7 +29,7 @@ from streams.dead_letters import Budget, PoisonedError
 from streams.kafka import Record
 from streams.prepare.read import Crew, HelperLostError, read
 from streams.prepare.step import PrepareStep, read_committed_shards
-from tests.broker import Mark, Running, fresh, group_from, lag, mark, since
+from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, since
 
 RAW, SHARDS, DEAD = "training.raw", "training.shards", "dead.prepare"
 PARTITION = 2
@@ -201,7 +201,7 @@ def test_the_same_offsets_make_the_same_shard(bench) -> None:
     step = PrepareStep({bench.model: ModelPolicy()}, bench.store, list)
     step.assigned([(RAW, PARTITION)])
     again = step.handle(since(bench.bootstrap, RAW, bench.start))
-    (said,) = [kafka.decode(Record(out.topic, 0, 0, 0, out.key, out.value, out.headers))[1] for out in again]
+    (said,) = [kafka.decode(landed(out))[1] for out in again]
     assert said == shard
 
 

@@ -12,9 +12,9 @@ import pytest
 from schemas import events as e
 from schemas.policy import ModelPolicy
 from streams import kafka, transact
-from streams.kafka import Out, Record
+from streams.kafka import Out
 from streams.register import GROUP, TOPICS, RegisterStep, read_registry
-from tests.broker import Mark, Running, fresh, group_from, lag, mark, open_transaction, publish, since
+from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, open_transaction, publish, since
 from tests.examples import example
 
 REGISTRY, DECISIONS = "models.registry", "models.decisions"
@@ -178,8 +178,8 @@ def test_state_that_another_process_is_just_committing_is_built_upon(bench) -> N
     with open_transaction(bench.bootstrap, [kafka.out(theirs, source="test")]):
         bench.step.assigned([])
     out = kafka.out(bench.verdict(4), source="test")
-    said = bench.step.handle([Record(out.topic, 0, 0, 0, out.key, out.value, out.headers)])
-    states = [kafka.decode(Record(one.topic, 0, 0, 0, one.key, one.value, one.headers))[1] for one in said]
+    said = bench.step.handle([landed(out)])
+    states = [kafka.decode(landed(one))[1] for one in said]
     assert [(one.epoch, one.previous) for one in states if isinstance(one, e.ModelStateChanged)] == [(10, 4)]
 
 

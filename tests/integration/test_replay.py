@@ -57,7 +57,6 @@ class Desk:
         return replay.settle(self.bootstrap, choose or self.back, lambda done, of: None, batch)
 
     def back_again(self) -> list[Record]:
-        replay.wait_settled(self.bootstrap, [self.topic])
         return since(self.bootstrap, self.topic)
 
     def values(self) -> list[bytes | None]:

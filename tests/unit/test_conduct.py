@@ -14,6 +14,7 @@ from streams.conditions import Situation
 from streams.conduct import Conductor
 from streams.kafka import Out, Record
 from streams.situation import Facts, KnownShard
+from tests.broker import landed
 from tests.examples import example
 
 
@@ -30,8 +31,7 @@ class Known:
 
 
 def said(event: Any) -> Record:
-    out = kafka.out(event, source="test")
-    return Record(out.topic, 0, 0, 1, out.key, out.value, out.headers)
+    return landed(kafka.out(event, source="test"))
 
 
 def test_a_drift_does_not_take_the_place_of_a_training_anew(tmp_path: Path) -> None:
@@ -50,10 +50,7 @@ def test_a_drift_does_not_take_the_place_of_a_training_anew(tmp_path: Path) -> N
             await conductor.tick()
 
     def jobs() -> list[JobRequested]:
-        return [kafka.decode(said_by(out))[1] for out in sent if out.topic == "training.jobs"]
-
-    def said_by(out: Out) -> Record:
-        return Record(out.topic, 0, 0, 1, out.key, out.value, out.headers)
+        return [kafka.decode(landed(out))[1] for out in sent if out.topic == "training.jobs"]
 
     known: Any = Known()
     policy = ModelPolicy(cooldown_s=0.0)

@@ -11,6 +11,7 @@ from schemas.identity import subject_of_prompt
 from streams.erase.find import Subject, owner
 from streams.join import rows
 from streams.kafka import Record
+from tests.broker import landed
 
 ANSWER, OTHER = "chatcmpl-" + "a" * 44, "chatcmpl-" + "b" * 44
 ASKED = [{"role": "user", "content": "where is it"}]
@@ -68,7 +69,7 @@ def test_what_the_join_keeps_is_of_whom_it_came_from(identity: str) -> None:
     def under_way(inference: str, who: str) -> bool:
         said = record("usage.feedback", {"inference_id": inference, "subject_id": who, "value": "user"})
         out = rows.rekeyed(said, inference)
-        return owner(subject, out.topic)(Record(out.topic, 0, 1, 1, out.key, out.value, out.headers))
+        return owner(subject, out.topic)(landed(out))
 
     for holds in (kept, waiting, under_way):
         assert holds(OTHER, identity) and holds(ANSWER, "") and not holds(OTHER, "") and not holds(OTHER, "somebody")
@@ -76,4 +77,4 @@ def test_what_the_join_keeps_is_of_whom_it_came_from(identity: str) -> None:
 
 def test_the_clock_of_the_join_is_nobodys() -> None:
     said = rows.clock(0, 5)
-    assert not owner(Subject("0"), said.topic)(Record(said.topic, 0, 1, 1, said.key, said.value, said.headers))
+    assert not owner(Subject("0"), said.topic)(landed(said))

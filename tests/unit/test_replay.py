@@ -10,6 +10,7 @@ from deploy.cli.output import CommandError
 from streams.dead_letters import LARGEST_BYTES, dead_letter
 from streams.kafka import Out, Record
 from streams.replay import Letter, ReplayError, Selection, batches, moves_away, moves_back, open_letters, parse_origin
+from tests.broker import landed
 
 RECORD = Record(
     topic="training.raw", partition=2, offset=17, timestamp_ms=1_700_000_000_000, key=b"\xff key", value=b"{\xff",
@@ -17,13 +18,8 @@ RECORD = Record(
 )  # fmt: skip
 
 
-def landed(out: Out, offset: int = 0, timestamp_ms: int = 5, partition: int = 0) -> Record:
-    """A letter as the dead-letter topic holds it."""
-    return Record(out.topic, partition, offset, timestamp_ms, out.key, out.value, out.headers)
-
-
 def letters(*records: Record, group: str = "prepare", reason: str = "no model") -> list[Letter]:
-    return open_letters(group, [landed(dead_letter(group, one, reason), n) for n, one in enumerate(records)])
+    return open_letters(group, [landed(dead_letter(group, one, reason), n, 5) for n, one in enumerate(records)])
 
 
 def test_a_letter_gives_back_the_record_as_it_was() -> None:
