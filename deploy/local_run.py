@@ -18,7 +18,7 @@ from deploy.local.errors import LocalPartError
 from deploy.local.supervise import Process, State
 from deploy.local.supervised import read_spec
 from deploy.processes import CONSUMERS, ready_file
-from deploy.settings import PREFIX, SCALARS, Settings
+from deploy.settings import PREFIX, SCALARS, Settings, as_text
 from streams.clickhouse import connect
 
 Note = Callable[[str], None]
@@ -101,7 +101,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**QUIET, "PYTHONPATH": path}
-    environment |= {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in SCALARS}
+    environment |= {f"{PREFIX}{name.upper()}": as_text(getattr(settings, name)) for name in SCALARS}
     environment[f"{PREFIX}DATA_DIR"] = str(settings.data)
     if settings.file:
         environment[f"{PREFIX}CONFIG"] = settings.file

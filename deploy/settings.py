@@ -32,6 +32,11 @@ class SettingsError(ValueError):
 class Settings:
     """Everything configurable. An empty address means: start that part locally.
 
+    Secrets are never settings: a `*_file` or `*_config` names a file that holds them. `kafka_config` has a Kafka
+    client's security settings as librdkafka spells them, `artifacts_config` an object store's, both as KEY=VALUE lines.
+    Lists are written with commas in the environment. `query_*` bound what an analyst's query may take of the local
+    ClickHouse; `allow_sources` names what a query there may use beside the project's own tables.
+
     `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own. `max_refused` is how many
     records in a row a consumer may refuse before it ends (0 = any number; see `streams.dead_letters`). `file` is the
     settings file that was read, "" where there was none.
@@ -39,10 +44,22 @@ class Settings:
 
     data_dir: str = ".tuneloop"
     kafka_bootstrap: str = ""
+    kafka_config: str = ""
     clickhouse_url: str = ""
+    clickhouse_user: str = ""
+    clickhouse_password_file: str = ""
     artifacts: str = ""
+    artifacts_config: str = ""
     identity_secret_file: str = ""
+    allow_plaintext: bool = False
+    allow_unauthenticated: bool = False
+    http_host: str = "127.0.0.1"
     http_port: int = 0
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    allow_sources: tuple[str, ...] = ()
+    query_seconds: float = 60.0
+    query_memory_mb: int = 2_000
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     serve_replicas: int = 1
@@ -82,6 +99,11 @@ class Settings:
 
 
 SCALARS = {f.name: f for f in fields(Settings) if f.name not in ("models", "sources", "file")}
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as the environment carries it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -128,10 +150,13 @@ def _first(
 
 def _typed(name: str, value: Any, origin: str) -> Any:
     default = getattr(Settings, name)
+    listed = isinstance(default, tuple)
+    if listed and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
     try:
-        return msgspec.convert(value, type(default), strict=False)
+        return msgspec.convert(value, tuple[str, ...] if listed else type(default), strict=False)
     except msgspec.ValidationError as error:
-        wanted = type(default).__name__
+        wanted = "a list of str" if listed else type(default).__name__
         raise SettingsError(f"{name} (from {origin}): expected {wanted}, got {value!r}") from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.settings import Settings, SettingsError, load
+from deploy.settings import Settings, SettingsError, as_text, load
 
 
 def from_file(folder: Path, text: str, flags: dict[str, Any] | None = None, **environment: str) -> Settings:
@@ -112,3 +112,13 @@ def test_places_follow_the_data_directory(tmp_path: Path) -> None:
     assert settings.secret_file == tmp_path / "secrets" / "identity"
     assert Settings(artifacts="s3://b/x", identity_secret_file="k").artifact_root == "s3://b/x"
     assert Settings(identity_secret_file="k").secret_file == Path("k")
+
+
+def test_lists_come_from_the_file_and_with_commas_from_the_environment(tmp_path: Path) -> None:
+    text = "cors_origins = ['https://a.example', 'https://b.example']\n"
+    settings = from_file(tmp_path, text, TUNELOOP_ALLOWED_HOSTS="a.example, b.example,")
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.allowed_hosts == ("a.example", "b.example")
+    assert load({}, {"TUNELOOP_CORS_ORIGINS": as_text(settings.cors_origins)}).cors_origins == settings.cors_origins
+    with pytest.raises(SettingsError, match=r"cors_origins .* expected a list of str"):
+        from_file(tmp_path, "cors_origins = 1\n")
