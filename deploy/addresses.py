@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploy.local.ports import free_ports, port_free
+from deploy.local.secret_files import make_secret
 from deploy.settings import Settings, SettingsError
+from schemas.identity import SECRET_BYTES
 from schemas.topics import CONSUMER_GROUPS
 
 PARTS = ("kafka", "clickhouse", "http")
@@ -106,12 +106,23 @@ def _targets(settings: Settings, ports: Mapping[str, int]) -> list[dict[str, Any
     return [{"targets": [address], "labels": {"process": process}} for process, address in known.items()]
 
 
+def make_identity_secret(settings: Settings) -> None:
+    """Make the secret where there is none; only `tuneloop up` does: two processes with secrets of their own would not
+    know each other's answers, nor whom the other has forgotten."""
+    if not settings.identity_secret_file:
+        make_secret(settings.secret_file)
+
+
 def identity_secret(settings: Settings) -> bytes:
-    """The secret that signs inference ids; made on first use, readable by its owner only."""
+    """The secret that answers' ids, erasures and splits are derived from. Raises `SettingsError`."""
     path = settings.secret_file
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(secrets.token_hex(32))
-    return path.read_text().strip().encode()
+    try:
+        secret = path.read_text().strip().encode()
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(
+            f"no identity secret at {path}: every process needs the one that `tuneloop up` made; copy it there, "
+            "or name its file by identity_secret_file"
+        ) from None
+    if len(secret) < SECRET_BYTES:
+        raise SettingsError(f"the identity secret at {path} is shorter than {SECRET_BYTES} bytes: write a longer one")
+    return secret

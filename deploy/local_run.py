@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from deploy.addresses import addresses, choose_ports, identity_secret, metrics_port
+from deploy.addresses import addresses, choose_ports, identity_secret, make_identity_secret, metrics_port
 from deploy.local import kafka as local_kafka
 from deploy.local import supervise
 from deploy.local.errors import LocalPartError
@@ -41,6 +41,7 @@ def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s
             return
     check_given(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_identity_secret(settings)
     identity_secret(settings)
     supervise.start(settings.data, processes(settings, on_note), on_state, timeout_s)
 

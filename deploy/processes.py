@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from deploy import settings as settings_module
 from deploy.addresses import addresses, identity_secret
 from deploy.settings import Settings
+from schemas.identity import InferenceIds
 from streams import kafka, metrics, watchdog
 from streams.dead_letters import Budget
 
@@ -125,7 +126,10 @@ def _monitor(settings: Settings, stop: threading.Event) -> None:
     _in_thread(measurer.run, stop)
     _say_ready(settings, GROUP)
     erased = Erased(where.bootstrap, identity_secret(settings), _store(settings))
-    store = ClickHouseStore(connect(where.clickhouse), kafka.producer(where.bootstrap), _budget(settings), erased)
+    store = ClickHouseStore(
+        connect(where.clickhouse), kafka.producer(where.bootstrap), _budget(settings), erased,
+        InferenceIds(identity_secret(settings)),
+    )  # fmt: skip
     sink.run(where.bootstrap, GROUP, LANDED_TOPICS, store, stop, instance="tuneloop-monitor-0")
 
 
@@ -149,6 +153,7 @@ def _join_feedback(settings: Settings, stop: threading.Event) -> None:
     app = build(
         addresses(settings).bootstrap, settings.models, str(settings.data / "faust" / GROUP),
         wait_days=settings.join_wait_days, replication=settings.replication_factor, budget=_budget(settings),
+        ids=InferenceIds(identity_secret(settings)),
     )
     run_faust(app, settings, GROUP)
 
@@ -237,7 +242,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     from serving.app import ServeSettings, run_serve
 
     serve_settings = ServeSettings(
-        bootstrap=where.bootstrap, artifacts=settings.artifact_root, identity_secret=identity_secret(settings),
+        bootstrap=where.bootstrap, artifacts=settings.artifact_root, identity_secret_file=str(settings.secret_file),
         policies=settings.models, slots=settings.serve_slots,
     )
     run_serve(serve_settings, urlsplit(where.http).port or 8000, settings.serve_replicas)

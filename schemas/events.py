@@ -417,11 +417,13 @@ class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject_hash` is the keyed hash by which late records are recognised, `erasure_id` follows from it. Once all is
     gone the request is said again without `subject_id`, under the same key, so that compaction takes that too; then
-    `inferences` is the path of a JSON array of the ids of the subject's inferences, for what comes late.
+    `inferences` is the path of a JSON array of the ids of the subject's inferences, for what comes late. `key_id` says
+    under which identity secret the hash was made.
     """
 
     erasure_id: str
     subject_hash: str
+    key_id: str
     subject_id: str = ""
     requested_by: str = ""
     inferences: str = ""

@@ -10,14 +10,20 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import time
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-_PREFIX = "chatcmpl-"
-_MAC_HEX = 12
+SECRET_BYTES = 32
+# An answer's id: what it is in OpenAI's words, a UUIDv7, which key signed it, whose it is, and the signature.
+PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
+UUID_HEX, KEY_HEX, TENANT_HEX, MAC_HEX = 32, 4, 8, 16
+_UUID7 = f"[0-9a-f]{{12}}7[0-9a-f]{{3}}[89ab][0-9a-f]{{{UUID_HEX - 17}}}"
+ANSWER_ID = f"(?:{'|'.join(PREFIXES)}){_UUID7}[0-9a-f]{{{KEY_HEX + TENANT_HEX + MAC_HEX}}}"
+_ANSWER_ID = re.compile(ANSWER_ID)
 
 
 def uuid7_hex(now_ms: int | None = None) -> str:
@@ -28,29 +34,85 @@ def uuid7_hex(now_ms: int | None = None) -> str:
     return f"{value:032x}"
 
 
-class InferenceIds:
-    """Issues and recognises inference ids: `chatcmpl-` + UUIDv7 + a truncated HMAC-SHA256.
+def derive_key(secret: bytes, purpose: str) -> bytes:
+    """A key of 32 bytes for one purpose alone: HMAC-SHA256 of its name under the identity secret."""
+    return hmac.digest(secret, f"tuneloop/{purpose}".encode(), "sha256")
 
-    Any gateway that holds the same secret recognises an id without a look-up, however old it is.
+
+def key_id(secret: bytes) -> str:
+    """Which secret this is, in 4 hex digits that tell nothing of it."""
+    return derive_key(secret, "key id").hex()[:KEY_HEX]
+
+
+class AnswerId(NamedTuple):
+    """An answer's id, taken apart. `tenant` is 0 until there are keys for the gateway."""
+
+    prefix: str
+    uuid: str
+    key_id: str
+    tenant: int
+    mac: str
+
+    @property
+    def issued_ms(self) -> int:
+        """When it was issued, in Unix time."""
+        return int(self.uuid[:12], 16)
+
+
+def parse_answer_id(text: str) -> AnswerId | None:
+    """The parts of an answer's id, None for anything else. Says nothing of who made it: `InferenceIds.genuine` does."""
+    if _ANSWER_ID.fullmatch(text) is None:
+        return None
+    start = text.index("-" if "-" in text else "_") + 1
+    parts, place = [text[:start]], start
+    for length in (UUID_HEX, KEY_HEX, TENANT_HEX, MAC_HEX):
+        parts.append(text[place : place + length])
+        place += length
+    prefix, uuid, key, tenant, mac = parts
+    return AnswerId(prefix, uuid, key, int(tenant, 16), mac)
+
+
+class MadeUpIdError(ValueError):
+    """An answer's id that was not issued here; the message names it."""
+
+
+class InferenceIds:
+    """Issues and recognises the ids of answers: prefix, UUIDv7, key id, tenant, and an HMAC-SHA256 cut to 64 bits.
+
+    Whoever holds the same secret recognises an id without a look-up, however old it is. Raises ValueError for a secret
+    of under 32 bytes.
     """
 
     def __init__(self, secret: bytes) -> None:
-        if len(secret) < 16:
-            raise ValueError("the identity secret is shorter than 16 bytes")
-        self._secret = secret
+        if len(secret) < SECRET_BYTES:
+            raise ValueError(f"the identity secret is shorter than {SECRET_BYTES} bytes")
+        self._key, self._key_id = derive_key(secret, "answer ids"), key_id(secret)
 
-    def _mac(self, body: str) -> str:
-        return hmac.new(self._secret, body.encode(), hashlib.sha256).hexdigest()[:_MAC_HEX]
+    def _mac(self, signed: str) -> str:
+        return hmac.digest(self._key, signed.encode(), "sha256").hex()[:MAC_HEX]
 
-    def issue(self) -> str:
-        body = uuid7_hex()
-        return f"{_PREFIX}{body}{self._mac(body)}"
+    def issue(self, prefix: str = "chatcmpl-", tenant: int = 0) -> str:
+        """A new id. Raises ValueError for an unknown prefix or a tenant that has no room."""
+        return self.sign(uuid7_hex(), prefix, tenant)
+
+    def sign(self, uuid: str, prefix: str = "chatcmpl-", tenant: int = 0) -> str:
+        """The id of a given UUIDv7 (32 hex digits). Raises ValueError as `issue` does, and for any other uuid."""
+        signed = f"{prefix}{uuid}{self._key_id}{tenant:0{TENANT_HEX}x}"
+        issued = f"{signed}{self._mac(signed)}"
+        if parse_answer_id(issued) is None:
+            raise ValueError(f"no id is made of prefix {prefix!r}, uuid {uuid!r} and tenant {tenant}")
+        return issued
+
+    def check(self, event: Any) -> None:
+        """Raises `MadeUpIdError` for an answer, or an opinion on one, whose id was not issued under this secret."""
+        if not self.genuine(event.inference_id):
+            raise MadeUpIdError(f"inference_id {event.inference_id[:80]!r} was not issued here")
 
     def genuine(self, inference_id: str) -> bool:
-        rest = inference_id.removeprefix(_PREFIX)
-        if not inference_id.startswith(_PREFIX) or len(rest) != 32 + _MAC_HEX or not rest.isascii():
+        """Whether it was issued under this secret."""
+        if not isinstance(inference_id, str) or _ANSWER_ID.fullmatch(inference_id) is None:
             return False
-        return hmac.compare_digest(self._mac(rest[:32]), rest[32:])
+        return hmac.compare_digest(self._mac(inference_id[:-MAC_HEX]), inference_id[-MAC_HEX:])
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -86,7 +148,7 @@ def partition_of(value: str, partitions: int) -> int:
 
 def subject_hash(secret: bytes, subject_id: str) -> str:
     """What stands for a person who was forgotten: recognises them, and tells nobody without the secret who it is."""
-    return hmac.new(secret, f"erased\0{subject_id}".encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(derive_key(secret, "erasures"), subject_id.encode(), "sha256").hex()[:32]
 
 
 def erasure_id(hashed: str) -> str:

@@ -55,7 +55,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     bootstrap: str
     artifacts: str
-    identity_secret: bytes
+    identity_secret_file: str
     policies: dict[str, ModelPolicy]
     slots: int = 32
     threads: int | None = None
@@ -88,7 +88,7 @@ class GatewayDeployment:
 
         store = ArtifactStore(settings.artifacts)
         self._follower = Follower(settings.policies, store, replica, say, make_engine)
-        ids = InferenceIds(settings.identity_secret)
+        ids = InferenceIds(Path(settings.identity_secret_file).read_text().strip().encode())
         self._gateway = Gateway(self._follower, settings.policies, ids, self._producer, replica)
         for target in (self._follow, self._poll):
             threading.Thread(target=target, args=(settings.bootstrap,), daemon=True, name=target.__name__).start()

@@ -6,7 +6,6 @@ whatever of the subject stood in a topic before the request is the business of `
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Protocol
 
@@ -14,7 +13,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.events import ErasureCompleted
-from schemas.identity import subject_hash
+from schemas.identity import key_id, parse_answer_id, subject_hash
 from streams import kafka
 from streams.artifacts import ArtifactError, ArtifactStore
 
@@ -24,7 +23,10 @@ STALE_S = 0.5
 READ_LIMIT_S = 15.0
 # Where the ids of answers lie that a forgotten subject was given afterwards, as names of empty files.
 LATE = "erasures/late"
-ISSUED = re.compile(r"chatcmpl-[0-9a-f]{44}")
+
+
+class OtherSecretError(RuntimeError):
+    """This process hashes people with another secret than whoever asked to forget them, and would not know them."""
 
 
 class Suppression(Protocol):
@@ -76,7 +78,8 @@ class Erased:
         self._next = 0
 
     def refresh(self) -> None:
-        """Raises `KafkaException` where the requests cannot be read: to go on would let through what is suppressed."""
+        """Raises `KafkaException` where the requests cannot be read, `OtherSecretError` where one was made under a
+        secret that is not this process's: to go on would let through what is suppressed."""
         if time.monotonic() - self._refreshed_at < STALE_S:
             return
         _, end = self._reader.get_watermark_offsets(self._place, timeout=15)
@@ -95,6 +98,11 @@ class Erased:
         if record.value is None:
             return
         _, event = kafka.decode(record)
+        if event.key_id != key_id(self._secret):
+            raise OtherSecretError(
+                f"{record.origin} was made under identity secret {event.key_id or '(none)'}, this process has "
+                f"{key_id(self._secret)}: name the same identity_secret_file for every process"
+            )
         self._hashes.add(event.subject_hash)
         if isinstance(event, ErasureCompleted):
             return
@@ -115,7 +123,7 @@ class Erased:
         return bool(subject_id) and subject_hash(self._secret, subject_id) in self._hashes
 
     def answered(self, subject_id: str, inference_id: str) -> None:
-        if inference_id not in self._inferences and ISSUED.fullmatch(inference_id):
+        if inference_id not in self._inferences and parse_answer_id(inference_id) is not None:
             self._store.put_bytes(f"{_late(subject_hash(self._secret, subject_id))}/{inference_id}", b"")
             self._inferences.add(inference_id)
 

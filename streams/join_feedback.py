@@ -28,7 +28,7 @@ from faust.app import App
 from schemas import codec
 from schemas.codec import ContractError
 from schemas.events import InferenceServed, RecordSubmitted
-from schemas.identity import partition_of
+from schemas.identity import InferenceIds, MadeUpIdError, partition_of
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, DAY_MS
 from streams import kafka
@@ -59,8 +59,9 @@ class Join:
 
     def __init__(
         self, app: App, policies: Mapping[str, ModelPolicy], wait_days: float, now_ms: Callable[[], int],
-        budget: Budget | None = None,
+        budget: Budget | None = None, ids: InferenceIds | None = None,
     ) -> None:
+        self._ids = ids
         self._policies, self._wait_days, self._now_ms = policies, wait_days, now_ms
         self._sender, self._budget = Sender(app), budget or Budget()
         self._answers = disk_table(app, "answers", rows.PARTITIONS)
@@ -172,9 +173,11 @@ class Join:
         """Envelope and event of a record; None where it became a dead letter. Raises `PoisonedError`."""
         try:
             pair = kafka.decode(record)
+            if self._ids is not None:
+                self._ids.check(pair[1])
             self._budget.count(refused=False)
             return pair
-        except ContractError as error:
+        except (ContractError, MadeUpIdError) as error:
             self._budget.count(refused=True)
             await self._sender.send(dead_letter(GROUP, record, str(error)))
             return None
@@ -190,12 +193,16 @@ def build(
     expire_every_s: float = expiry.EVERY_S,
     now_ms: Callable[[], int] = codec.now_ms,
     budget: Budget | None = None,
+    ids: InferenceIds | None = None,
 ) -> App:
-    """The Faust application. `policies` by model: whose thumbs and scores teach what."""
+    """The Faust application. `policies` by model: whose thumbs and scores teach what.
+
+    What `ids` did not issue is refused at once, instead of waiting for an answer that never comes; None takes any id.
+    """
     changelogs = {f"{GROUP}-{table}-changelog": rows.CHANGELOG_CONFIG for table in ("answers", "waiting")}
     create_internal(bootstrap, {REKEYED: rows.REKEYED_CONFIG, **changelogs}, rows.PARTITIONS, replication)
     app = faust_app(GROUP, bootstrap, data_dir, rows.PARTITIONS, replication)
-    join = Join(app, policies, wait_days, now_ms, budget)
+    join = Join(app, policies, wait_days, now_ms, budget, ids)
     rekeyed = app.topic(REKEYED, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw",
                         partitions=rows.PARTITIONS, internal=True)  # fmt: skip
     take(app, bytes_topic(app, INFERENCES), "answers", join.take_answer)

@@ -12,7 +12,7 @@ from deploy.cli.commands import publish
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
 from schemas.events import ErasureCompleted, ErasureRequested
-from schemas.identity import erasure_id, subject_hash
+from schemas.identity import erasure_id, key_id, subject_hash
 from streams.erase.job import receipt
 
 
@@ -33,10 +33,13 @@ def forget(
     """
     if not subject.strip():
         raise CommandError("which subject? An empty id is what everything has that belongs to nobody")
-    hashed = subject_hash(identity_secret(context.settings), subject)
+    secret = identity_secret(context.settings)
+    hashed = subject_hash(secret, subject)
     identity = erasure_id(hashed)
     before = receipt(context.bootstrap, identity)
-    request = ErasureRequested(erasure_id=identity, subject_hash=hashed, subject_id=subject, requested_by=requested_by)
+    request = ErasureRequested(
+        erasure_id=identity, subject_hash=hashed, key_id=key_id(secret), subject_id=subject, requested_by=requested_by
+    )
     publish(context.bootstrap, request)
     err.print(f"{identity} was asked for", highlight=False)
     if wait_s > 0:

@@ -15,14 +15,14 @@ import msgspec
 from confluent_kafka.admin import AdminClient
 
 from schemas.events import Message
-from schemas.identity import subject_of_prompt
+from schemas.identity import ANSWER_ID, subject_of_prompt
 from schemas.topics import all_topics
 from streams import kafka
 from streams.join.rows import carried_by
 from streams.kafka import Record
 
 Place = tuple[str, int]
-_INFERENCE = re.compile(rb"chatcmpl-[0-9a-f]{44}")
+_INFERENCE = re.compile(ANSWER_ID.encode())
 # Before a name under any key of a JSON object, but not before what people say or what things are called.
 _NOT_NAMES = rb"role|content|prompt|completion|chosen|rejected|answer|value|model|kind|origin|metric_name"
 _NAMING = rb'"(?!(?:' + _NOT_NAMES + rb')")[^"\\]*"\s*:\s*'

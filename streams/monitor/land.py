@@ -15,7 +15,8 @@ from clickhouse_connect.driver.client import Client
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.codec import ContractError
-from schemas.events import ErasureRequested, InferenceServed
+from schemas.events import ErasureRequested, FeedbackGiven, InferenceServed
+from schemas.identity import InferenceIds, MadeUpIdError
 from schemas.landing import DATABASE, Landed, arrow_table, table_name, tables_of
 from schemas.topics import BY_NAME, TOPICS
 from streams import failpoints, kafka, metrics
@@ -46,9 +47,12 @@ class ClickHouseStore:
     """See the module."""
 
     def __init__(
-        self, client: Client, producer: Producer, budget: Budget | None = None, erased: Suppression | None = None
-    ) -> None:
-        """`producer` takes dead letters, and deletions of what came late of somebody who was forgotten."""
+        self, client: Client, producer: Producer, budget: Budget | None = None, erased: Suppression | None = None,
+        ids: InferenceIds | None = None,
+    ) -> None:  # fmt: skip
+        """`producer` takes dead letters, and deletions of what came late of somebody who was forgotten. Answers, and
+        opinions on them, under an id that `ids` did not issue are refused; None takes any id."""
+        self._ids = ids
         self._client, self._producer = client, producer
         self._budget, self._erased = budget or Budget(), erased or Nobody()
         self._refused: list[KafkaError] = []
@@ -112,7 +116,9 @@ class ClickHouseStore:
                 continue
             try:
                 envelope, event = kafka.decode(record)
-            except ContractError as error:
+                if self._ids is not None and isinstance(event, FeedbackGiven | InferenceServed):
+                    self._ids.check(event)
+            except (ContractError, MadeUpIdError) as error:
                 self._budget.count(refused=True)
                 letters.append(dead_letter(GROUP, record, str(error)))
                 self._say(letters[-1])

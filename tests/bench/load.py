@@ -15,6 +15,7 @@ from pathlib import Path
 
 from schemas import events as e
 from schemas.policy import ModelPolicy
+from tests.ids import answer
 
 MODEL = "support"
 POLICY = ModelPolicy()
@@ -47,7 +48,7 @@ def inferences(count: int, seed: int = 1) -> Iterator[e.InferenceServed]:
     source = random.Random(seed)
     for number in range(count):
         yield e.InferenceServed(
-            model=MODEL, inference_id=f"chatcmpl-{source.getrandbits(176):044x}", version=1 + number % 3,
+            model=MODEL, inference_id=answer(source.getrandbits(176)), version=1 + number % 3,
             requested="support@champion", base="pydoc-4m", digest=f"{source.getrandbits(256):064x}",
             subject_id=f"user-{source.randrange(50_000)}", conversation_id=f"conversation-{source.getrandbits(40)}",
             messages=[e.Message(role="user", content=text(source, 12))], answer="order_status", finish_reason="stop",
@@ -61,7 +62,7 @@ def feedback(count: int, seed: int = 2) -> Iterator[e.FeedbackGiven]:
     source = random.Random(seed)
     for number in range(count):
         yield e.FeedbackGiven(
-            inference_id=f"chatcmpl-{source.getrandbits(176):044x}", metric_name="correct", value=bool(number % 4),
+            inference_id=answer(source.getrandbits(176)), metric_name="correct", value=bool(number % 4),
             feedback_id=f"feedback-{number}", subject_id=f"user-{source.randrange(50_000)}",
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from schemas import events as e
-from schemas.identity import partition_of, uuid7_hex
+from schemas.identity import partition_of
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, all_topics
 from streams import kafka, sink
@@ -23,6 +23,7 @@ from streams.monitor.measure import note_policies
 from streams.monitor.migrate import migrate
 from tests.broker import Running, fresh, publish
 from tests.examples import example
+from tests.ids import IDS
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.6.0"
 CLICKHOUSE_IMAGE = "clickhouse/clickhouse-server:25.8"
@@ -74,7 +75,7 @@ def test_events_become_rows_and_views_by_addresses_alone(parts: tuple[str, str])
     model = fresh("model")
     note_policies(client, {model: ModelPolicy()})
     answers = [
-        example(e.InferenceServed, model, inference_id=f"chatcmpl-{uuid7_hex()}", version=1 + number % 2)
+        example(e.InferenceServed, model, inference_id=IDS.issue(), version=1 + number % 2)
         for number in range(40)
     ]
     scores = [

@@ -8,7 +8,7 @@ from schemas import events as e
 
 _NEW = e.ShardSet(path="sets/support/5f1d.json", digest="5f1d" * 16, shards=2, rows=412)
 _REPLAY = e.ShardSet(path="sets/support/77aa.json", digest="77aa" * 16, shards=9, rows=1_804)
-_INFERENCE = "chatcmpl-019aa5d0c1f27b3e9d54a1b2c3d4e5f6a1b2c3d4e5f6"
+_INFERENCE = "chatcmpl-019aa5d0c1f27b3e9d54a1b2c3d4e5f61f0b00000000a1b2c3d4e5f60718"
 _QUESTION = e.Message(role="user", content="I still have not received my refund, what now?")
 _ADAPTER = "adapters/0b9e/7c11"
 _FINGERPRINT = [4.125, -0.5, 2.25]
@@ -103,7 +103,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
         current=0.55, evidence=10_412.0, average_run_length=10_000.0, answers=340, first_partition=2, first_offset=88,
     ),
     e.ErasureRequested(
-        erasure_id="erasure-77aa", subject_hash="5d41", subject_id="customer-4711", requested_by="privacy desk",
+        erasure_id="erasure-77aa", subject_hash="5d41", key_id="1f0b", subject_id="customer-4711", requested_by="privacy desk",
     ),
     e.ErasureCompleted(
         erasure_id="erasure-77aa", subject_hash="5d41", tombstones={"usage.inferences": 31, "training.raw": 4},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Producer
 
+from deploy.addresses import identity_secret
 from deploy.demo.stage import MODEL
+from schemas.identity import InferenceIds
 from streams.artifacts import get_shard, get_shard_set
 from streams.erased import LATE
 from tests.broker import fresh, until
@@ -152,7 +153,7 @@ def test_what_comes_late_is_kept_out(system: System, person: Person) -> None:
     for topic in ("training.raw", "usage.inferences", "usage.feedback"):
         until(lambda topic=topic: not left(topic), 40, f"{topic} to be rid of what came late")
     # An answer that they are given now, and then feedback on it, which says of nobody but of that answer.
-    identity, opinion = f"chatcmpl-{uuid.uuid4().hex}{uuid.uuid4().hex[:12]}", fresh("opinion")
+    identity, opinion = InferenceIds(identity_secret(system.settings)).issue(), fresh("opinion")
     person.inferences.append(identity)
     client.produce("usage.inferences", json.dumps(served | {"inference_id": identity}).encode(), key=identity.encode(),
                    headers=[("ce_type", b"InferenceServed"), ("ce_id", b"late-2"), ("ce_source", b"tuneloop/serve")])  # fmt: skip

@@ -26,6 +26,7 @@ from streams import kafka
 from streams.kafka import Out
 from tests.examples import example
 from tests.faults.steps import NUMBERS
+from tests.ids import KEY_ID, SECRET, answer
 
 TOPICS = {"copy": NUMBERS, "prepare": "training.raw", "sink": "usage.feedback", "work": "training.jobs"}
 SHARES = {"copy": 0.7, "sink": 0.2, "prepare": 0.1}
@@ -34,7 +35,6 @@ KEYS = 16
 POISON_SHARE = 0.01
 FORGET_SHARE = 0.002
 POISON = b'{"broken": '
-SECRET = b"what the machine hashes persons with"
 ABORTED = "aborted"
 WORDS = [
     "parcel", "late", "refund", "broken", "screen", "battery", "invoice", "address", "charge", "delivery", "colour",
@@ -52,7 +52,9 @@ def body(lane: str, name: str, random: Random, person: str = "") -> bytes:
     if lane == "copy":
         return json.dumps({"key": name, "n": n, "pad": "x" * random.randrange(100)}).encode()
     if lane == "sink":
-        said = {"inference_id": name, "metric_name": "demonstration", "value": f"answer {n}", "feedback_id": name}
+        said = {
+            "inference_id": answer(name), "metric_name": "demonstration", "value": f"answer {n}", "feedback_id": name,
+        }  # fmt: skip
         return json.dumps(said).encode()
     prompt = " ".join(random.choices(WORDS, k=12))
     said = {"model": "m", "prompt": prompt, "completion": "yes", "record_id": name}
@@ -161,7 +163,9 @@ class Feed:
             for said in self.personal.values():
                 said.early |= said.person == person
         hashed = subject_hash(SECRET, person)
-        asked = ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, subject_id=person)
+        asked = ErasureRequested(
+            erasure_id=erasure_id(hashed), subject_hash=hashed, key_id=KEY_ID, subject_id=person
+        )
         kafka.produce(self._producer, kafka.out(asked, source="feed"), self._told)
         self.flush()
         return asked.erasure_id

@@ -44,7 +44,7 @@ def _prepare(spec: dict[str, Any], name: str, stop: threading.Event, ready: Call
     from streams.artifacts import ArtifactStore
     from streams.erased import Erased
     from streams.prepare.step import PrepareStep, read_committed_shards
-    from tests.faults.feed import SECRET
+    from tests.ids import SECRET
 
     store, bootstrap = ArtifactStore(f"{spec['folder']}/artifacts"), spec["bootstrap"]
     erased = Erased(bootstrap, SECRET, store)
@@ -59,13 +59,14 @@ def _sink(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callabl
     from streams import sink
     from streams.clickhouse import connect
     from streams.monitor.land import ClickHouseStore
+    from tests.ids import IDS
 
     class Replayed(ClickHouseStore):
         def resume_at(self, topic: str, partition: int) -> int | None:
             return None
 
     kind = Replayed if os.environ.get("FAULTS_REPLAY") else ClickHouseStore
-    store = kind(connect(spec["clickhouse"]), kafka.producer(spec["bootstrap"], linger_ms=0), _budget())
+    store = kind(connect(spec["clickhouse"]), kafka.producer(spec["bootstrap"], linger_ms=0), _budget(), ids=IDS)
     ready()
     sink.run(spec["bootstrap"], "monitor", ["usage.feedback"], store, stop, instance=name)
 

@@ -20,9 +20,9 @@ from streams.erase import child, compact, find, shards
 from streams.erase.job import EraseJob
 from streams.erased import Erased
 from tests.broker import fresh, fresh_topic, open_transaction, publish
+from tests.ids import KEY_ID, SECRET, answer
 
-SECRET = b"a secret of sixteen bytes or more"
-BEFORE, LATE, OTHERS = ("chatcmpl-" + letter * 44 for letter in "abc")
+BEFORE, LATE, OTHERS = (answer(letter) for letter in "abc")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 def request(subject: str, **fields: Any) -> e.ErasureRequested:
     hashed = subject_hash(SECRET, subject)
-    return e.ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, **{"subject_id": subject, **fields})
+    return e.ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, key_id=KEY_ID, **{"subject_id": subject, **fields})
 
 
 def known(bootstrap: str, store: ArtifactStore) -> Erased:
@@ -63,6 +63,12 @@ def test_feedback_that_names_nobody_is_known_by_its_answer_while_they_are_erased
     assert suppression.covers("", LATE) and known(kafka_bootstrap, store).covers("", LATE), "an answer given afterwards"
     assert erased.late_inferences(store, jane.subject_hash) == {LATE}
     assert erased.late_inferences(store, request(fresh("john")).subject_hash) == set()
+
+
+def test_whoever_has_another_secret_goes_on_with_nothing(kafka_bootstrap: str, store: ArtifactStore) -> None:
+    publish(kafka_bootstrap, [kafka.out(request(fresh("jane")), source="test")])
+    with pytest.raises(erased.OtherSecretError, match="name the same identity_secret_file"):
+        Erased(kafka_bootstrap, SECRET[::-1], store).refresh()
 
 
 def test_an_empty_name_is_nobodys(kafka_bootstrap: str, store: ArtifactStore) -> None:

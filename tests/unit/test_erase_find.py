@@ -12,8 +12,9 @@ from streams.erase.find import Subject, owner
 from streams.join import rows
 from streams.kafka import Record
 from tests.broker import landed
+from tests.ids import answer
 
-ANSWER, OTHER = "chatcmpl-" + "a" * 44, "chatcmpl-" + "b" * 44
+ANSWER, OTHER = answer("a"), answer("b")
 ASKED = [{"role": "user", "content": "where is it"}]
 
 

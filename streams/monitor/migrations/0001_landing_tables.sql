@@ -525,6 +525,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.erasure_requested
 (
     `erasure_id` String,
     `subject_hash` String,
+    `key_id` String,
     `subject_id` String,
     `requested_by` String,
     `inferences` String,

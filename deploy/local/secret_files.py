@@ -1,0 +1,34 @@
+"""Files that hold a secret: made once, whole or not at all, readable by their owner alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from filelock import FileLock
+
+SECRET_HEX_BYTES = 32
+
+
+def make_secret(path: Path) -> str:
+    """The secret in this file; 64 random hex digits are written there where it is missing."""
+    if not path.exists():
+        write_secret(path, secrets.token_hex(SECRET_HEX_BYTES))
+    return path.read_text(encoding="utf-8").strip()
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write the file (0600) unless it is there; whoever reads it meanwhile finds all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(path.with_name(f".{path.name}.lock"), mode=0o600):
+        if path.exists():
+            return
+        staged = path.with_name(f".{path.name}.{os.getpid()}.new")
+        staged.unlink(missing_ok=True)
+        handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        staged.replace(path)

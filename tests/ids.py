@@ -1,0 +1,17 @@
+"""Ids of answers as the tests' gateway would have issued them: the same word, the same id."""
+
+from __future__ import annotations
+
+import hashlib
+
+from schemas.identity import InferenceIds, key_id
+
+SECRET = b"what the tests sign and hash with"
+KEY_ID = key_id(SECRET)
+IDS = InferenceIds(SECRET)
+
+
+def answer(word: object) -> str:
+    """The id of the answer that a test calls by this word."""
+    digits = hashlib.sha256(str(word).encode()).hexdigest()
+    return IDS.sign(f"{digits[:12]}7{digits[13:16]}8{digits[17:32]}")
