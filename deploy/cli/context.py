@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from deploy import settings as settings_module
 from deploy.addresses import Addresses, addresses
 from deploy.cli.output import CommandError
+from deploy.local.folders import check_layout, data_folder
 from deploy.settings import Settings
+from deploy.shown import shown
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -31,7 +33,9 @@ class Context:
 
     @property
     def addresses(self) -> Addresses:
-        return addresses(self.settings)
+        settings = self.settings
+        check_layout(settings.data)
+        return addresses(settings)
 
     @property
     def bootstrap(self) -> str:
@@ -40,14 +44,17 @@ class Context:
 
         address = self.addresses.bootstrap
         if not local_kafka.ready(address, timeout_s=5):
-            raise CommandError(f"Kafka does not answer at {address}: is it up? (`tuneloop status`)")
+            raise CommandError(f"Kafka does not answer at {shown(address)}: is it up? (`tuneloop status`)")
         return address
 
     @property
     def store(self) -> ArtifactStore:
         from streams.artifacts import ArtifactStore
 
-        return ArtifactStore(self.settings.artifact_root)
+        settings = self.settings
+        if not settings.artifacts:
+            data_folder(settings.data)
+        return ArtifactStore(settings.artifact_root)
 
     def clickhouse(self) -> Client:
         from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -58,7 +65,7 @@ class Context:
         try:
             return connect(url, timeout_s=5)
         except ClickHouseError as error:
-            raise CommandError(f"ClickHouse does not answer at {url}: is it up? (`tuneloop status`)") from error
+            raise CommandError(f"ClickHouse does not answer at {shown(url)}: is it up? (`tuneloop status`)") from error
 
 
 context = Context()

@@ -14,6 +14,7 @@ import typer
 
 from deploy.cli.context import context
 from deploy.cli.output import fail
+from deploy.local.folders import keep_private
 
 # In the order of `--help`.
 VERBS = {
@@ -83,6 +84,7 @@ def _loaded(module: str, name: str) -> Any:
 
 def main() -> None:
     """Run a command; an expected error is one line and exit status 1."""
+    keep_private()
     try:
         command_line(sys.argv[1:])()
     except BrokenPipeError:
