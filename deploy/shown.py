@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -34,13 +35,12 @@ def _shown(address: str) -> str:
         if "@" not in address or address.startswith(("/", ".", "~")):
             return address
         scheme, rest = "", address
+    # To the last @, not to the end of what a URL's authority is by the book: a password may hold a slash that somebody
+    # forgot to escape. Without a colon before it there is no password.
+    before, at, after = rest.rpartition("@")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    # A password with an unescaped slash ends the authority too early: what stands behind its colon is then no port.
-    cut_short = "@" not in authority and re.search(r":(?!\d*$)", re.sub(r"\[[^\]]*\]", "", authority)) is not None
-    if "@" in authority:
-        rest = authority.rpartition("@")[2] + rest[len(authority) :]
-    elif cut_short and "@" in rest:
-        rest = rest.rpartition("@")[2]
+    if at and ("@" in authority or ":" in before):
+        rest = after
     return scheme + separator + _PARAMETER.sub(_parameter, rest)
 
 
@@ -79,29 +79,33 @@ def readable(text: str) -> str:
     Each becomes U+FFFD, any blank a space, and marks beyond MOST_MARKS on one letter are left out. Line breaks and tabs
     stay.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    kept: list[str] = []
-    marks = 0
-    for character in text:
-        category = unicodedata.category(character)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if character in "\n\t" or (character.isprintable() and character not in _UNSEEN):
-            if marks <= MOST_MARKS:
-                kept.append(character)
-        else:
-            kept.append(" " if category == "Zs" else REPLACEMENT)
-    return "".join(kept)
+    return "".join(
+        character if plain or character in "\n\t" else _instead(character) for character, plain in _seen(text)
+    )
 
 
 def escaped(json_text: str) -> str:
     """JSON that says the same, with \\u escapes for all that `readable` would replace."""
-    if json_text.isascii() and json_text.isprintable():
-        return json_text
     return "".join(
-        character if character == "\n" or (character.isprintable() and character not in _UNSEEN) else _escape(character)
-        for character in json_text
+        character if plain or character == "\n" else _escape(character) for character, plain in _seen(json_text)
     )
+
+
+def _seen(text: str) -> Iterable[tuple[str, bool]]:
+    """Each character, and whether it is shown as what it is."""
+    if text.isascii() and text.isprintable():
+        return [(text, True)]
+    seen, marks = [], 0
+    for character in text:
+        marks = marks + 1 if unicodedata.category(character) in ("Mn", "Me") else 0
+        seen.append((character, character.isprintable() and character not in _UNSEEN and marks <= MOST_MARKS))
+    return seen
+
+
+def _instead(character: str) -> str:
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return "" if character.isprintable() and character not in _UNSEEN else REPLACEMENT
 
 
 def _escape(character: str) -> str:

@@ -102,7 +102,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_what_runs_imports_only_what_it_declares() -> None:
-    declared = {re.split("[[;]", line)[0].strip() for line in (ROOT / "requirements.in").read_text().splitlines()}
+    declared = {re.split(r"[\[;]", line)[0].strip() for line in (ROOT / "requirements.in").read_text().splitlines()}
     ours = {"schemas", "streams", "serving", "trainers", "deploy"}
     bringing = packages_distributions()
     modules = [path for path in files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in ours]
