@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two sets: what runs, and what tests need on top.
 READY := $(VENV)/.ready
+TESTS := $(VENV)/.ready-tests
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+PIN := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal \
+  --python-version 3.11
 
 .PHONY: help setup demo test test-whole test-parts test-pure test-long faults check lint bench-streams pin generate clean
 .DEFAULT_GOAL := help
@@ -16,55 +21,65 @@ help:
 
 setup: $(READY)
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + \
 	  "; name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@echo "setting up $(VENV) (once; about a minute and 7 GB, most of it torch)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@$(INSTALL) --require-hashes -r requirements.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TESTS): $(READY) requirements-dev.txt
+	@$(INSTALL) --require-hashes -r requirements-dev.txt
 	@touch $@
 
 demo: $(READY)
 	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)") $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW))
 
 # Side by side: the end-to-end tests mostly wait, for processes that start and for jobs that end.
-test: $(READY)
+test: $(TESTS)
 	@$(MAKE) --no-print-directory -j2 test-whole test-parts
 
-test-whole: $(READY)
+test-whole: $(TESTS)
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
 test-parts: lint
 	@nice $(BIN)/python -m pytest tests/unit tests/contract -n 2
-	@nice $(BIN)/python -m pytest tests/integration tests/containers --durations=10
+	@nice $(BIN)/python -m pytest tests/hostile tests/integration tests/containers --durations=10
 
-test-long: $(READY)
+test-long: $(TESTS)
 	@$(BIN)/python -m pytest -m long
 
-faults: $(READY)
+faults: $(TESTS)
 	@$(BIN)/python -m tests.faults $(if $(EVENTS),--events $(EVENTS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED))
 
-check: $(READY)
+check: $(TESTS)
 	@$(MAKE) --no-print-directory -j2 lint test-pure
 
-test-pure: $(READY)
+test-pure: $(TESTS)
 	@$(BIN)/python -m pytest tests/unit tests/contract -n 2
 
-lint: $(READY)
+lint: $(TESTS)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m schemas.generate --check
 
-bench-streams: $(READY)
+bench-streams: $(TESTS)
 	@$(BIN)/python -m tests.bench.streams $(if $(ONLY),--only $(ONLY))
 
 generate: $(READY)
 	@$(BIN)/python -m schemas.generate
 
+# The newest of everything, with the sha256 of each file that an index may deliver; Kafka's jars likewise. Without
+# UPGRADE (`make pin UPGRADE=`) only what is new or gone changes.
+UPGRADE = --upgrade
 pin: $(READY)
-	@$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --upgrade requirements-dev.in -o requirements.txt
+	@echo uv | $(PIN) $(UPGRADE) - -o requirements-uv.txt
+	@$(PIN) $(UPGRADE) requirements-dev.in -o requirements-dev.txt
+	@$(PIN) --constraints requirements-dev.txt requirements.in -o requirements.txt
+	@$(BIN)/python -m deploy.local.jars
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

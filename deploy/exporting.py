@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from deploy.local.folders import private_file
 from deploy.version_lineage import find_version, shards_of
 from schemas.events import ShardRef
 from streams.artifacts import ArtifactStore, get_shard
@@ -234,13 +236,16 @@ def _pour(batches: Iterator[Batch], take: Callable[[Batch], Any], on_batch: Call
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` once it is complete, and never otherwise. Raises `ExportError`."""
+    """A file for its owner alone that appears at `path` once it is complete, and never otherwise.
+
+    A link at `path` is replaced, never followed. Raises `ExportError`.
+    """
     if path.is_dir() or not path.parent.is_dir():
         why = "that is a folder" if path.is_dir() else "there is no such folder"
         raise ExportError(f"no file can be written at {path}: {why}; name another with --out")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".tuneloop-{secrets.token_hex(8)}.tmp")  # a name that nobody can put a link under
     try:
-        with temporary.open("wb") as handle:
+        with os.fdopen(private_file(temporary), "wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())

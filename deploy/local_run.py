@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from deploy.addresses import (
     addresses,
@@ -24,10 +25,12 @@ from deploy.addresses import (
 from deploy.local import kafka as local_kafka
 from deploy.local import supervise
 from deploy.local.errors import LocalPartError
+from deploy.local.folders import data_folder, import_environment
 from deploy.local.supervise import Process, State
 from deploy.local.supervised import read_spec
 from deploy.processes import CONSUMERS, ready_file
 from deploy.settings import PREFIX, SCALARS, Settings, as_text
+from deploy.shown import is_local, readable, shown
 from streams.clickhouse import connect
 
 Note = Callable[[str], None]
@@ -43,6 +46,7 @@ QUIET = {
 
 def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s: float) -> None:
     """Start what is missing and return when all is ready. Raises `SupervisorError`, `LocalPartError`."""
+    data_folder(settings.data)
     use_credentials(settings)
     if supervise.is_running(settings.data):
         spec = read_spec(settings.data)
@@ -50,7 +54,6 @@ def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s
             supervise.start(settings.data, spec.processes, on_state, timeout_s)
             return
     check_given(settings)
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     make_identity_secret(settings)
     identity_secret(settings)
     supervise.start(settings.data, processes(settings, on_note), on_state, timeout_s)
@@ -60,7 +63,7 @@ def check_given(settings: Settings) -> None:
     """Raises `LocalPartError` where a given address does not answer."""
     if settings.kafka_bootstrap and not local_kafka.ready(settings.kafka_bootstrap, timeout_s=5):
         raise LocalPartError(
-            f"no Kafka answers at kafka_bootstrap = {settings.kafka_bootstrap}: start it, correct the address, "
+            f"no Kafka answers at kafka_bootstrap = {shown(settings.kafka_bootstrap)}: start it, correct the address, "
             "or leave it empty for a local one"
         )
     url = settings.clickhouse_url
@@ -71,7 +74,7 @@ def check_given(settings: Settings) -> None:
             connect(url, timeout_s=3)
         except ClickHouseError as error:
             raise LocalPartError(
-                f"no ClickHouse answers at clickhouse_url = {url}: start it, correct the address, "
+                f"no ClickHouse answers at clickhouse_url = {shown(url)}: start it, correct the address, "
                 "or leave it empty for a local one"
             ) from error
 
@@ -111,9 +114,7 @@ def _consumer(settings: Settings, name: str, local: list[str], metrics_port: int
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings in force, handed to a child as environment; models travel by the settings file."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**QUIET, "PYTHONPATH": path}
+    environment = {**QUIET, **import_environment()}
     environment |= {f"{PREFIX}{name.upper()}": as_text(getattr(settings, name)) for name in SCALARS}
     environment[f"{PREFIX}DATA_DIR"] = str(settings.data)
     environment |= credentials(settings)
@@ -123,12 +124,29 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def where(settings: Settings) -> dict[str, str]:
-    """The address of each part that listens for users."""
+    """The address of each part that listens for users, as it may be shown."""
     known = addresses(settings)
-    return {"kafka": known.bootstrap, "clickhouse": known.clickhouse, "serve": f"{known.http}/v1"}
+    return {"kafka": shown(known.bootstrap), "clickhouse": shown(known.clickhouse), "serve": f"{known.http}/v1"}
 
 
-_MARKS = {"ready": "[green]✓[/]", "starting": "[yellow]…[/]", "waiting": "[dim]·[/]", "stopped": "[dim]■[/]"}
+def in_force(settings: Settings) -> list[str]:
+    """Which settings file is obeyed, and what leads to another machine or lets others in, a line each."""
+    lines = [f"settings file: {Path(settings.file).absolute() if settings.file else 'none, built-in defaults'}"]
+    addresses_given = {
+        "kafka_bootstrap": settings.kafka_bootstrap, "clickhouse_url": settings.clickhouse_url,
+        "artifacts": settings.artifacts if "://" in settings.artifacts else "",
+    }  # fmt: skip
+    for name, address in addresses_given.items():
+        if address and not is_local(address):
+            lines.append(f"another machine has the data: {name} = {shown(address)} (from {settings.sources.get(name)})")
+    for name in ("http_host", "metrics_host"):
+        host = getattr(settings, name)
+        if not is_local(host):
+            lines.append(f"other machines may come in: {name} = {host!r} (from {settings.sources.get(name)})")
+    return lines
+
+
+_MARKS = {"ready": ("✓", "green"), "starting": ("…", "yellow"), "waiting": ("·", "dim"), "stopped": ("■", "dim")}
 
 
 class StartDisplay:
@@ -164,7 +182,8 @@ class StartDisplay:
         grid = Table.grid(padding=(0, 1))
         done = sum(state.status == "ready" for state in self._states.values())
         head = self._note or f"{self._verb}: {done} of {len(self._states)} ready"
-        grid.add_row("", head)
+        grid.add_row("", Text(readable(head)))
         for name, state in self._states.items():
-            grid.add_row(_MARKS.get(state.status, "[red]![/]"), f"{name} [dim]{state.status}[/]")
+            told = Text.assemble(name, " ", (state.status, "dim"))
+            grid.add_row(Text.assemble(_MARKS.get(state.status, ("!", "red"))), told)
         self._live.update(grid)

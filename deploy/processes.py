@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from deploy import settings as settings_module
 from deploy.addresses import addresses, credentials, identity_secret, use_credentials
+from deploy.local.folders import data_folder, keep_private, own_folder
 from deploy.settings import Settings
+from deploy.shown import WithoutSecrets, without_secrets
 from schemas.identity import InferenceIds
 from streams import kafka, metrics, watchdog
 from streams.dead_letters import Budget
@@ -36,9 +38,11 @@ def ready_file(settings: Settings, name: str) -> Path:
 
 def run(name: str, settings: Settings) -> None:
     """Run one process until SIGTERM or SIGINT. Raises what ends it."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    keep_private()
+    logs = logging.StreamHandler(sys.stderr)
+    logs.setFormatter(WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[logs])
+    data_folder(settings.data)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -51,8 +55,7 @@ def run(name: str, settings: Settings) -> None:
 
 def _say_ready(settings: Settings, name: str) -> None:
     path = ready_file(settings, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("ready\n")
+    own_folder(path.parent).joinpath(name).write_text("ready\n")
     if name != "serve":
         metrics.heartbeat()
         watchdog.watch(metrics.silent_s)
@@ -268,7 +271,7 @@ def main() -> None:
         run(name, settings_module.load({}))
     except Exception as error:
         log.exception("%s ends", name)
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {without_secrets(str(error))}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from deploy.cli.output import CommandError
+from deploy.shown import shown
 from streams import kafka
 from streams.clickhouse import rows
 
@@ -20,7 +21,7 @@ def publish(bootstrap: str, event: msgspec.Struct, timeout_s: float = 10.0) -> s
     client = kafka.producer(bootstrap, linger_ms=0)
     kafka.produce(client, record)
     if client.flush(timeout_s):
-        raise CommandError(f"Kafka at {bootstrap} did not take the command within {timeout_s:.0f} s; is it up?")
+        raise CommandError(f"Kafka at {shown(bootstrap)} did not take the command within {timeout_s:.0f} s; is it up?")
     return next(value.decode() for name, value in record.headers if name == "ce_id")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import typer
 
 from deploy.cli.context import context
 from deploy.cli.output import Format, show
 from deploy.settings import SCALARS
+from deploy.shown import readable, shown
 
 app = typer.Typer(no_args_is_help=True, help="The settings in force.")
 
@@ -17,7 +20,7 @@ def show_config(format: Format = Format.table) -> None:
     """Every setting, its value and its source: flag > environment > file > default."""
     settings = context.settings
     rows = [
-        {"setting": name, "value": getattr(settings, name), "source": settings.sources.get(name, "default")}
+        {"setting": name, "value": _value(getattr(settings, name)), "source": settings.sources.get(name, "default")}
         for name in SCALARS
     ]
     for name, policy in settings.models.items():
@@ -27,7 +30,11 @@ def show_config(format: Format = Format.table) -> None:
     show(rows, format)
 
 
+def _value(value: Any) -> Any:
+    return shown(value) if isinstance(value, str) else value
+
+
 @app.command("path")
 def path() -> None:
     """Where the data directory is."""
-    print(context.settings.data)
+    print(readable(str(context.settings.data)))

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from deploy import settings as settings_module
 from deploy.addresses import Addresses, addresses, use_credentials
 from deploy.cli.output import CommandError
+from deploy.local.folders import check_layout, data_folder
 from deploy.settings import Settings
+from deploy.shown import shown
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -32,6 +34,7 @@ class Context:
     @property
     def addresses(self) -> Addresses:
         settings = self.settings
+        check_layout(settings.data)
         use_credentials(settings)
         return addresses(settings)
 
@@ -42,14 +45,17 @@ class Context:
 
         address = self.addresses.bootstrap
         if not local_kafka.ready(address, timeout_s=5):
-            raise CommandError(f"Kafka does not answer at {address}: is it up? (`tuneloop status`)")
+            raise CommandError(f"Kafka does not answer at {shown(address)}: is it up? (`tuneloop status`)")
         return address
 
     @property
     def store(self) -> ArtifactStore:
         from streams.artifacts import ArtifactStore
 
-        return ArtifactStore(self.settings.artifact_root)
+        settings = self.settings
+        if not settings.artifacts:
+            data_folder(settings.data)
+        return ArtifactStore(settings.artifact_root)
 
     def clickhouse(self) -> Client:
         from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -60,7 +66,7 @@ class Context:
         try:
             return connect(url, timeout_s=5)
         except ClickHouseError as error:
-            raise CommandError(f"ClickHouse does not answer at {url}: is it up? (`tuneloop status`)") from error
+            raise CommandError(f"ClickHouse does not answer at {shown(url)}: is it up? (`tuneloop status`)") from error
 
 
 context = Context()

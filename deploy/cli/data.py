@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from confluent_kafka import Producer
 
 from deploy import exporting, lineage
 from deploy.cli.context import context
-from deploy.cli.output import CommandError, Format, err, progress, show
+from deploy.cli.output import CommandError, Format, err, progress, show, stdout
 from deploy.exporting import Chosen, FileFormat, Kind, SftForm, Split, Wanted, whole
 from deploy.importing import Columns, FileError, Refusal, read
 from schemas.events import RecordSubmitted
@@ -47,7 +46,7 @@ def add(
     except FileError as error:
         raise CommandError(str(error)) from error
     for refusal in refused[:SHOWN_REFUSALS]:
-        err.print(f"row {refusal.row}: {refusal.field}: expected {refusal.expected}", highlight=False, markup=False)
+        err.print(f"row {refusal.row}: {refusal.field}: expected {refusal.expected}")
     if len(refused) > SHOWN_REFUSALS:
         err.print(f"… and {len(refused) - SHOWN_REFUSALS} more refused rows")
     show([{"model": model, "submitted": sent, "refused": len(refused)}], format)
@@ -139,7 +138,7 @@ def export(
 def _export(chosen: Chosen, wanted: Wanted, format: FileFormat, out: Path | None) -> int:
     """Returns how many rows. Raises `CommandError` where there is none: an empty file would teach nothing."""
     with progress(f"exporting {wanted.kind}", len(chosen.refs)) as update, ExitStack() as stack:
-        target = stack.enter_context(whole(out)) if out else sys.stdout.buffer
+        target = stack.enter_context(whole(out)) if out else stdout()
         batches = exporting.examples(context.store, chosen.refs, chosen.rows, wanted)
         count = exporting.write(target, batches, wanted, format, lambda done: update(done, len(chosen.refs)))
         if not count:

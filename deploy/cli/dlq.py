@@ -15,6 +15,7 @@ import typer
 
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, progress, show
+from deploy.shown import readable
 from schemas.topics import CONSUMER_GROUPS
 from streams import replay
 from streams.replay import Letter, Move, Selection, parse_origin
@@ -127,11 +128,6 @@ def body(value: bytes, most: int) -> str:
     return text if len(text) <= most and len(value) <= 4 * most else f"{text[:most]}… ({len(value)} bytes in all)"
 
 
-def readable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
-
-
 @app.command("replay")
 def replay_letters(what: What = None, all_: All = False, reason: Reason = "", format: Format = Format.table) -> None:
     """Put letters back where they came from, each exactly once; what is still bad comes back as a new letter."""
@@ -173,7 +169,7 @@ def _chosen(letters: list[Letter], group: str | None, selection: Selection) -> l
     if gone and not chosen:
         raise CommandError(f"{_missing(gone)}: replayed or dropped already? (`tuneloop dlq ls`)")
     if gone:
-        err.print(f"{_missing(gone)}: left out", highlight=False, markup=False)
+        err.print(f"{_missing(gone)}: left out")
     return chosen
 
 

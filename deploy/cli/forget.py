@@ -41,7 +41,7 @@ def forget(
         erasure_id=identity, subject_hash=hashed, key_id=key_id(secret), subject_id=subject, requested_by=requested_by
     )
     publish(context.bootstrap, request)
-    err.print(f"{identity} was asked for", highlight=False)
+    err.print(f"{identity} was asked for")
     if wait_s > 0:
         show([_row(_awaited(identity, before, wait_s))], format)
 

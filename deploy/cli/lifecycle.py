@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from deploy.local import supervise
 from deploy.processes import CONSUMERS, run
 from deploy.scrape import Said, scrape
 from deploy.settings import Settings
+from deploy.shown import readable
 
 
 def register(app: typer.Typer) -> None:
@@ -30,13 +32,15 @@ def up(timeout_s: Annotated[float, typer.Option(help="how long to wait until all
     """Start every part that has no address of its own, and wait until all are ready."""
     settings = context.settings
     began = time.monotonic()
+    for line in local_run.in_force(settings):
+        err.print(line)
     with local_run.StartDisplay(err) as display:
         local_run.up(settings, display.on_state, display.on_note, timeout_s)
-    where = context.addresses
+    where = local_run.where(settings)
     rows = [
-        {"part": "OpenAI endpoint", "address": f"{where.http}/v1"},
-        {"part": "Kafka", "address": where.bootstrap},
-        {"part": "ClickHouse", "address": where.clickhouse},
+        {"part": "OpenAI endpoint", "address": where["serve"]},
+        {"part": "Kafka", "address": where["kafka"]},
+        {"part": "ClickHouse", "address": where["clickhouse"]},
         {"part": "data", "address": str(settings.data)},
     ]
     err.print(f"up in {time.monotonic() - began:.0f} s; next: `tuneloop status`, `tuneloop data add FILE --model NAME`")
@@ -68,11 +72,12 @@ def status(format: Format = Format.table) -> None:
     show(rows if format is Format.json else as_table(rows), format)
     for row in rows:
         if row["reason"]:
-            err.print(f"{row['process']} ended: {row['reason']}", markup=False, highlight=False)
+            err.print(f"{row['process']} ended: {row['reason']}")
     if any(state.status not in ("ready",) for state in states):
         raise SystemExit(3)
 
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 NOTHING_SAID = Said(None, None, None, None)
 
 
@@ -114,7 +119,10 @@ def logs(
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.log"))) or "none yet"
         raise CommandError(f"no log of {process!r} at {path}; there are: {names}")
     command = ["tail", f"-n{lines}", *(["-F"] if follow else []), str(path)]
-    subprocess.run(command, check=False)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
+        assert tail.stdout is not None
+        for line in tail.stdout:
+            print(readable(COLOURS.sub("", line)), end="", flush=follow)
 
 
 def run_process(

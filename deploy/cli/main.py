@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 
 from deploy.cli.context import context
-from deploy.cli.output import fail
+from deploy.cli.output import err, fail
+from deploy.local.folders import keep_private
+from deploy.shown import without_secrets
 
 # In the order of `--help`.
 VERBS = {
@@ -83,6 +87,8 @@ def _loaded(module: str, name: str) -> Any:
 
 def main() -> None:
     """Run a command; an expected error is one line and exit status 1."""
+    keep_private()
+    sys.excepthook = tell_defect
     try:
         command_line(sys.argv[1:])()
     except BrokenPipeError:
@@ -94,6 +100,11 @@ def main() -> None:
         if said is None:
             raise
         fail(said)
+
+
+def tell_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody expected, as Python tells it, but in plain words."""
+    err.print(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def synthesize(
     client = OpenAI(base_url=teacher, api_key=os.environ.get(KEY_VARIABLE, "unused"), max_retries=2)
     made, failures = _ask(client, teacher_model, rows, each)
     if failures:
-        err.print(f"{len(failures)} questions got no variant; the first: {failures[0]}", markup=False, highlight=False)
+        err.print(f"{len(failures)} questions got no variant; the first: {failures[0]}")
     show([{"model": model, "questions": len(rows), "submitted": made, "failed": len(failures)}], format)
 
 

@@ -7,14 +7,13 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from deploy import settings as settings_module
-from deploy.cli.output import fail
+from deploy.cli.output import PlainConsole, fail
 from deploy.demo.questions import DataError, Plan, desk_plan, folder_plan
 from deploy.demo.stage import MODEL, DemoError, Stage
 from deploy.demo.story import play
 from deploy.local.errors import LocalPartError
+from deploy.local.folders import keep_private
 from deploy.local.supervise import SupervisorError
 from schemas.identity import split_of, subject_of_prompt
 from schemas.policy import ModelPolicy
@@ -34,7 +33,8 @@ def main() -> int:
     parser.add_argument("--new", type=int, default=10, help="how many appear later")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where data, figures and the picture go")
     arguments = parser.parse_args()
-    console = Console(stderr=True)
+    keep_private()
+    console = PlainConsole(stderr=True)
     share, loss = DESK_TEST_SHARE, DESK_RETENTION_LOSS
     if arguments.data:
         share, loss = FOLDER_TEST_SHARE, FOLDER_RETENTION_LOSS

@@ -48,7 +48,7 @@ def report(stage: Stage, desk: Desk, memory: PeakMemory, pace: float, out_dir: P
     }
     _table(stage, live, result, picture)
     for failure in desk.failures[:5]:
-        stage.say(f"[red]failed:[/] {failure}")
+        stage.say(f"failed: {failure}", "red")
     (out_dir / "figures.json").write_text(json.dumps({**result, "live_with_intervals": live}, indent=2))
     return result
 
@@ -98,11 +98,10 @@ def _table(stage: Stage, live: dict[str, dict[str, Any]], result: dict[str, Any]
     stage.console.print(table)
     config = stage.settings.sources.get("models", "tuneloop.toml")
     stage.console.print(
-        f"\nthe picture: [bold]{picture}[/]\n\nit is stopped now; to look around in what it did:\n"
+        f"\nthe picture: {picture}\n\nit is stopped now; to look around in what it did:\n"
         f"  .venv/bin/tuneloop --config {config} up\n"
         f"  .venv/bin/tuneloop --config {config} sql 'SELECT * FROM lineage'\n"
         f"  .venv/bin/tuneloop --config {config} why support@2\n"
         f"  .venv/bin/tuneloop --config {config} models show support@2\n"
         f"  .venv/bin/tuneloop --config {config} down\n",
-        highlight=False,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from deploy.cli.output import PlainConsole
 from deploy.demo.questions import Plan
 from deploy.settings import Settings
+from deploy.shown import readable
 
 MODEL = "support"
 
@@ -24,16 +26,17 @@ class Stage:
 
     settings: Settings
     plan: Plan
-    console: Console
+    console: PlainConsole
     began: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     shift_ms: int = 0
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         at = time.monotonic() - self.began
-        self.console.print(f"[dim]{at:5.0f} s[/]  {text}", highlight=False)
+        self.console.print(Text.assemble((f"{at:5.0f} s", "dim"), "  ", (readable(text), style)))
 
     def bar(self) -> Progress:
-        columns = [TextColumn("         {task.description}"), BarColumn(30), TextColumn("{task.fields[note]}"),
+        columns = [TextColumn("         {task.description}", markup=False), BarColumn(30),
+                   TextColumn("{task.fields[note]}", markup=False),
                    TimeElapsedColumn(), TimeRemainingColumn()]  # fmt: skip
         return Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)

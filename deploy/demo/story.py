@@ -26,6 +26,7 @@ from deploy.demo.report import report
 from deploy.demo.stage import MODEL, DemoError, Stage
 from deploy.importing import Columns, Refusal, read
 from deploy.local import supervise
+from deploy.shown import readable
 from streams import kafka
 from streams.clickhouse import connect, rows
 
@@ -64,7 +65,7 @@ def start(stage: Stage) -> None:
         supervise.stop(settings.data)
     shutil.rmtree(settings.data, ignore_errors=True)
     counts = ", ".join(f"{count} {use}" for use, count in plan.counts().items())
-    stage.say(f"playing [bold]{plan.name}[/]: {len(plan.old)} old and {len(plan.new)} new intents; {counts}")
+    stage.say(f"playing {plan.name}: {len(plan.old)} old and {len(plan.new)} new intents; {counts}")
     began = time.monotonic()
     with local_run.StartDisplay(stage.console) as display:
         local_run.up(settings, display.on_state, display.on_note, 240)
@@ -88,7 +89,7 @@ def first_model(stage: Stage, where: Addresses, client: Client) -> None:
     stage.say(f"{len(stage.plan.curated)} curated examples of the old intents submitted; the first job is due")
     _follow_job(stage, client, version=1)
     stage.seconds["first_model"] = time.monotonic() - began
-    stage.say(f"[green]version 1 serves[/] ({stage.seconds['first_model']:.0f} s from the first example)")
+    stage.say(f"version 1 serves ({stage.seconds['first_model']:.0f} s from the first example)", "green")
 
 
 def _follow_job(stage: Stage, client: Client, version: int, timeout_s: float = 300) -> None:
@@ -102,7 +103,7 @@ def _follow_job(stage: Stage, client: Client, version: int, timeout_s: float = 3
                 return
             if len(again := _decisions(client, "refused")) > len(refused):
                 refused = again
-                stage.say(f"[yellow]a candidate was refused:[/] {again[-1]['reason']}")
+                stage.say(f"a candidate was refused: {again[-1]['reason']}", "yellow")
                 if version == 1:
                     raise DemoError("the first candidate was refused; see `tuneloop jobs ls`")
             _show_progress(client, bars, task)
@@ -134,7 +135,8 @@ def _show_progress(client: Client, bars: Progress, task: TaskID) -> None:
         row = last[0]
         loss = f"loss {row['loss']:.3f}" if row["loss"] is not None else ""
         left = f", {row['time_left_s']:.0f} s left" if row["time_left_s"] is not None else ""
-        bars.update(task, description=row["phase"], total=row["steps"], completed=row["step"], note=loss + left)
+        phase = readable(row["phase"])
+        bars.update(task, description=phase, total=row["steps"], completed=row["step"], note=loss + left)
 
 
 def _ask(stage: Stage, desk: Desk, questions: Any, label: str, enough: Callable[[], bool] = lambda: False) -> int:
@@ -173,7 +175,7 @@ def _until(stage: Stage, happened: Callable[[], bool], what: str, timeout_s: flo
 def shift(stage: Stage, client: Client, desk: Desk) -> None:
     """Ask until a job was asked for: nobody but the system decides when that is."""
     stage.shift_ms = int(time.time() * 1000)
-    stage.say(f"[bold]new intents take over half the traffic[/]: {', '.join(stage.plan.new[:3])}, …")
+    stage.say(f"new intents take over half the traffic: {', '.join(stage.plan.new[:3])}, …", "bold")
     seen = {"drift": False}
 
     def enough() -> bool:
@@ -182,7 +184,7 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
             seen["drift"] = True
             row = rows(client, "SELECT baseline, current FROM tuneloop.drift_detected LIMIT 1")[0]
             fell = f"quality at {row['current']:.0%}, baseline at least {row['baseline']:.0%}"
-            stage.say(f"[red]drift detected[/]: {fell}")
+            stage.say(f"drift detected: {fell}", "red")
         return "requested" in found
 
     _ask(stage, desk, stage.plan.drifted, "mixed questions", enough)
@@ -200,6 +202,6 @@ def recover(stage: Stage, client: Client, desk: Desk) -> None:
     verdict = rows(client, "SELECT reason FROM tuneloop.verdict_reached WHERE passed ORDER BY ts DESC LIMIT 1")
     stage.say(f"the gate: {verdict[0]['reason'] if verdict else '-'}")
     _until(stage, lambda: desk.latest_version >= 2, "an answer of version 2", 30)
-    stage.say("[green]version 2 was promoted and serves[/]; the mixed questions go on")
+    stage.say("version 2 was promoted and serves; the mixed questions go on", "green")
     _ask(stage, desk, stage.plan.after, "mixed questions")
     _until(stage, lambda: _landed(client) >= len(desk.scored), "the scores to land")

@@ -27,16 +27,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from deploy.local.errors import LocalPartError
-from deploy.local.jars import cache_dir, fetch, jars_in, java_executable
+from deploy.local.folders import import_environment, own_folder
+from deploy.local.jars import KAFKA, KAFKA_VERSION, cache_dir, fetch, jars_in, java_executable, own_cache
 from deploy.local.kafka_start import FENCING, FENCING_LOG
 from deploy.local.ports import LOOPBACK, free_ports, port_free
 from deploy.local.secret_files import write_secret
 from streams.kafka_security import read
 
-KAFKA_VERSION = "4.3.1"
-COORDINATE = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
-# Kafka's own POM names no slf4j binding: without one it runs mute and a failed start says nothing.
-LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
 JVM_OPTIONS = (
     "-Xmx256m",
     "-Xms64m",
@@ -149,8 +146,9 @@ class Prepared:
 def fetch_jars(on_note: Callable[[str], None] = lambda note: None) -> str:
     """Kafka's class path, from the cache or, the first time, from Maven Central (45 MB).
 
-    `TUNELOOP_KAFKA_JARS` may name a folder of jars (the `libs` of a Kafka download) for machines without a
-    network. `on_note` is told in words what is going on. Raises LocalPartError, saying what to do.
+    `TUNELOOP_KAFKA_JARS` may name a folder of jars (the `libs` of a Kafka download) for machines without a network:
+    they are yours, and not compared with the list in `jars.sha256`. `on_note` is told in words what is going on.
+    Raises LocalPartError, saying what to do.
     """
     given = os.environ.get("TUNELOOP_KAFKA_JARS")
     if given:
@@ -159,7 +157,7 @@ def fetch_jars(on_note: Callable[[str], None] = lambda note: None) -> str:
             raise LocalPartError(f"TUNELOOP_KAFKA_JARS={given} has no jars: name the `libs` folder of a Kafka.")
     else:
         try:
-            jars = fetch(f"kafka-{KAFKA_VERSION}", COORDINATE, [LOGGING], on_note)
+            jars = fetch(KAFKA, on_note)
         except LocalPartError as error:
             raise LocalPartError(f"{error} Or give the address of a running Kafka instead.") from error
     return str(jars[0].parent / "*")
@@ -191,7 +189,7 @@ def _prepared(
     behind_proxy: tuple[int, int] | None = None,
 ) -> Prepared:  # fmt: skip
     data_dir = data_dir.absolute()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    own_folder(data_dir)
     properties, logging = data_dir / "server.properties", data_dir / "log4j2.properties"
     jaas = data_dir / "jaas.conf"
     jvm = (
@@ -199,7 +197,7 @@ def _prepared(
         f"-Djava.security.auth.login.config={jaas}", "-cp", classpath,
     )  # fmt: skip
     start = (sys.executable, "-m", "deploy.local.kafka_start", str(data_dir))
-    prepared = Prepared((*start, *jvm, "kafka.Kafka", str(properties)), {}, f"{LOOPBACK}:{port}")
+    prepared = Prepared((*start, *jvm, "kafka.Kafka", str(properties)), import_environment(), f"{LOOPBACK}:{port}")
     if not port_free(port):
         if properties.exists() and f"PLAINTEXT://{prepared.bootstrap}," in properties.read_text(encoding="utf-8"):
             return prepared
@@ -234,7 +232,7 @@ def ahead_of_time(classpath: str, on_note: Callable[[str], None] = lambda note: 
         return target
     on_note(f"kafka-{KAFKA_VERSION}: making its start faster (the first time only)")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        own_cache()
         with (
             FileLock(target.with_suffix(".lock")),  # several starts at once: one makes it, the others wait
             tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as folder,
@@ -254,7 +252,8 @@ def ahead_of_time(classpath: str, on_note: Callable[[str], None] = lambda note: 
 def _start_once(prepared: Prepared) -> None:
     """Start a broker and end it as soon as it has started. Raises `subprocess.TimeoutExpired`."""
     broker = subprocess.Popen(
-        prepared.argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        prepared.argv, env={**os.environ, **prepared.env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
     )  # fmt: skip
     limit = threading.Timer(TRAINING_LIMIT_S, os.killpg, (broker.pid, signal.SIGKILL))  # it writes by a child
     limit.start()

@@ -18,12 +18,13 @@ import logging
 import os
 import secrets
 import shutil
-import stat
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.local.errors import LocalPartError
+from deploy.local.folders import own_folder
 
 NAMESPACE = "tuneloop"
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -61,8 +62,12 @@ def start_ray(data_dir: Path, num_cpus: int | None = None) -> None:
     temp_dir = short_temp_dir(data_dir)
     _forget_old_sessions(temp_dir)
     import ray
+    from ray.job_config import JobConfig
 
+    job = JobConfig()
+    job._py_driver_sys_path = _NoFolders()
     ray.init(
+        job_config=job,
         address="local",  # never a cluster that RAY_ADDRESS may name
         namespace=NAMESPACE,
         num_cpus=num_cpus,
@@ -73,34 +78,34 @@ def start_ray(data_dir: Path, num_cpus: int | None = None) -> None:
     )
 
 
+class _NoFolders(list[str]):
+    """The driver's folders that Ray puts before everything in its workers' sys.path: none.
+
+    It would add the current folder (Ray 2.60, `_private/worker.py`), and import what somebody left there.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        pass
+
+
 def short_temp_dir(data_dir: Path) -> Path:
     """DIR/ray when sockets can be named under it, else a folder of our own with a short name, the same each time."""
     within = data_dir.absolute() / "ray"
     if len(os.fsencode(within)) <= LONGEST_TEMP_DIR:
-        within.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return within
+        return own_folder(within)
     digest = hashlib.sha256(os.fsencode(within)).hexdigest()[:8]
     for base in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
         short = Path(base) / f"tuneloop-{os.getuid()}-{digest}"
         if len(os.fsencode(short)) + len("/r") <= LONGEST_TEMP_DIR:
-            ray_dir = _own_folder(short) / "r"  # Ray opens its own folder to everybody; what is around it stays shut
+            ray_dir = own_folder(short) / "r"  # Ray opens its own folder to everybody; what is around it stays shut
             ray_dir.mkdir(exist_ok=True, mode=0o700)
             return ray_dir
     raise LocalPartError(f"{data_dir} is too long a path for Ray's sockets: choose one of under 36 characters.")
 
 
-def _own_folder(path: Path) -> Path:
-    """Creates the folder for us alone; refuses one that somebody else made under this guessable name."""
-    path.mkdir(exist_ok=True, mode=0o700)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise LocalPartError(f"{path} belongs to somebody else or is open to others: remove it and start again.")
-    return path
-
-
 def _token_file(data_dir: Path) -> Path:
-    folder = data_dir.absolute() / "secrets"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own_folder(data_dir.absolute())
+    folder = own_folder(data_dir.absolute() / "secrets")
     path = folder / "ray-token"
     if not path.exists():
         staged = folder / f"ray-token.{os.getpid()}"

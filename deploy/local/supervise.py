@@ -21,6 +21,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from deploy.local import supervised
+from deploy.local.folders import import_environment
 from deploy.local.lineage import RUN_VARIABLE, end, end_run, is_alive, names_running
 from deploy.local.ports import free_ports, port_free
 from deploy.local.probe import port_of
@@ -174,9 +175,7 @@ def _owner(port: int) -> str:
 
 
 def _spawn(directory: Path, run_id: str) -> None:
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
-    env = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE} | {"PYTHONPATH": path}
+    env = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE} | import_environment()
     with log_path(directory, "supervisor").open("ab") as log:
         command = [sys.executable, "-m", "deploy.local.supervisor", str(directory)]
         subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)

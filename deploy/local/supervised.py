@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from deploy.local.folders import own_folder
+
 Status = Literal["waiting", "starting", "ready", "backoff", "failed", "stopping", "stopped", "orphaned"]
 
 
@@ -101,17 +103,15 @@ def _plain(process: Process) -> Process:
 
 
 def run_dir(directory: Path) -> Path:
-    """Where the run's own files are; created for its owner only."""
-    path = directory / "run"
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+    """Where the run's own files are; it and DIR/logs are made for their owner alone. Raises LocalPartError."""
+    own_folder(directory)
+    own_folder(directory / "logs")
+    return own_folder(directory / "run")
 
 
 def log_path(directory: Path, name: str) -> Path:
     """The log of the process NAME."""
-    path = directory / "logs"
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path / f"{name}.log"
+    return directory / "logs" / f"{name}.log"
 
 
 def write_spec(directory: Path, spec: Spec) -> None:

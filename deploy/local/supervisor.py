@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
+from deploy.local.folders import keep_private
 from deploy.local.lineage import PROCESS_VARIABLE, RUN_VARIABLE, end_run
 from deploy.local.probe import is_ready
 from deploy.local.supervised import Process, Snapshot, Spec, State, log_path, read_spec, run_dir, write_snapshot
@@ -186,6 +187,7 @@ def _born(pid: int) -> float | None:
 
 def main() -> int:
     """Detaches from the caller, takes the directory's lock and supervises."""
+    keep_private()
     directory = Path(sys.argv[1])
     if os.fork():
         return 0

@@ -16,16 +16,13 @@ from deploy.local.errors import LocalPartError
 from tests.integration import jdbc_session
 
 ROOT = Path(__file__).parents[2]
-# The last version that is published as one jar with all it needs, but for the logging interface.
-VERSION = "0.9.9"
-DRIVER = (f"com.clickhouse:clickhouse-jdbc:{VERSION}:all", "org.slf4j:slf4j-api:2.0.17", "org.slf4j:slf4j-nop:2.0.17")
 
 
 @pytest.fixture(scope="module")
 def told(clickhouse_url: str) -> dict[str, Any]:
     """What the driver was told, step by step (`jdbc_session`)."""
     try:
-        driver = jars.fetch(f"clickhouse-jdbc-{VERSION}", None, DRIVER, lambda note: None)
+        driver = jars.fetch(jars.JDBC)
     except LocalPartError as error:
         pytest.skip(str(error))
     url = clickhouse_url.replace("http://", "jdbc:clickhouse://")
@@ -42,7 +39,7 @@ def told(clickhouse_url: str) -> dict[str, Any]:
 def test_it_connects_and_looks_around(told) -> None:
     seen = told["connected"]
     assert (seen["product"], seen["valid"]) == ("ClickHouse", True)
-    assert VERSION in seen["driver"] and seen["version"][0].isdigit()
+    assert jars.JDBC_VERSION in seen["driver"] and seen["version"][0].isdigit()
     assert seen["tables"] == ["inference_served"]
 
 

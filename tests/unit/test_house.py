@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOP = {
     "schemas", "streams", "serving", "trainers", "deploy", "tests", "pyproject.toml", "README.md", "Makefile",
-    "requirements.in", "requirements-dev.in", "requirements.txt", "LICENSE", ".ci", ".gitignore", ".github",
+    "requirements.in", "requirements-dev.in", "requirements.txt", "requirements-dev.txt", "requirements-uv.txt", "LICENSE", ".ci", ".gitignore", ".github",
     ".gitattributes", ".dockerignore", ".editorconfig", ".python-version", ".pre-commit-config.yaml",
 }  # fmt: skip
 # Written in parts, so that this file does not hold what it looks for.
@@ -56,14 +59,57 @@ def test_what_may_stand_there_is_not(text: str) -> None:
 
 
 def wrong_lines(text: str) -> list[str]:
-    """Lines of pinned requirements that are no `name==version`."""
-    pin = re.compile(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[\w.!+-]+( *;.*)?")
-    return [line for line in text.splitlines() if line.strip() and not pin.fullmatch(line.strip())]
+    """Pinned requirements that are no `name==version` with at least one sha256."""
+    pin = re.compile(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[\w.!+-]+( *;[^#]*?)?( +--hash=sha256:[0-9a-f]{64})+")
+    whole = text.replace("\\\n", " ").splitlines()
+    return [line for line in whole if line.strip() and not pin.fullmatch(line.strip())]
 
 
-def test_requirements_are_pins_and_nothing_else() -> None:
-    assert wrong_lines((ROOT / "requirements.txt").read_text()) == []
-    assert wrong_lines("--index" + "-url https://x\na==1\nb>=2\n-e .\nc @ https://x\n")[1:] == ["b>=2", "-e .", "c @ https://x"]
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-uv.txt"])
+def test_requirements_are_pins_with_hashes_and_nothing_else(name: str) -> None:
+    assert wrong_lines((ROOT / name).read_text()) == []
+
+
+HASH = " \\\n    --hash=sha256:" + "0a" * 32
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--index" + "-url https://x", "a==1", "a>=2" + HASH, "-e .", "a @ https://x" + HASH, "a==1" + HASH[:-1],
+     "a==1 ; python_version < '3'", "a==1 \\\n    --hash=md5:00", "# a==1" + HASH],
+)  # fmt: skip
+def test_any_other_requirement_is_found(line: str) -> None:
+    assert not wrong_lines("a==1" + HASH + HASH) and not wrong_lines("a==1 ; python_version < '3'" + HASH)
+    assert wrong_lines(line)
+
+
+def versions(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([^\s=]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_what_runs_is_what_is_tested_and_brings_no_tool_of_tests() -> None:
+    runtime, tests = versions("requirements.txt"), versions("requirements-dev.txt")
+    assert runtime.items() <= tests.items()
+    assert {"docker", "testcontainers", "jpype1", "pytest", "hypothesis", "mypy", "ruff", "datasets"} <= tests.keys() - runtime.keys()
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names that a module imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in named}
+
+
+def test_what_runs_imports_only_what_it_declares() -> None:
+    declared = {re.split(r"[\[;]", line)[0].strip() for line in (ROOT / "requirements.in").read_text().splitlines()}
+    ours = {"schemas", "streams", "serving", "trainers", "deploy"}
+    bringing = packages_distributions()
+    modules = [path for path in files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in ours]
+    used = {name for path in modules for name in imported(path)} - ours - sys.stdlib_module_names
+    missing = {name for name in used if not declared & {re.sub("[-_.]+", "-", one).lower() for one in bringing.get(name, [])}}
+    assert missing - {"compression"} == set()  # of Python 3.14; before it, backports.zstd
+    assert {"torch", "rich", "confluent_kafka"} <= used
 
 
 def test_the_top_level_holds_only_what_is_agreed() -> None:

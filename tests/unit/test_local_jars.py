@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -34,12 +35,14 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch, own_cache) -> 
     assert "connect this machine to the network" in str(raised.value)
     assert "the address of a running Kafka" in str(raised.value)
     with pytest.raises(LocalPartError, match=r"Cannot download driver.* connect this machine to the network"):
-        jars.fetch("driver", None, ["com.clickhouse:clickhouse-jdbc:0.9.9:all"], lambda note: None)
+        jars.fetch(jars.Archives("driver", None, ("com.clickhouse:clickhouse-jdbc:0.9.9:all",)))
     assert list(own_cache.iterdir()) == [], "a failed download leaves nothing behind"
 
 
-def test_cached_jars_need_no_network(own_cache) -> None:
-    make_jar(own_cache / "kafka-4.3.1" / "kafka.jar")
+def test_cached_jars_need_no_network(own_cache, monkeypatch) -> None:
+    jar = make_jar(own_cache / "kafka-4.3.1" / "kafka.jar")
+    (own_cache / "sums").write_text(f"{hashlib.sha256(jar.read_bytes()).hexdigest()}  kafka-4.3.1/kafka.jar\n")
+    monkeypatch.setattr(jars, "SUMS", own_cache / "sums")
     assert kafka.fetch_jars() == str(own_cache / "kafka-4.3.1" / "*")
 
 

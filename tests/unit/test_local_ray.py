@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from deploy.local.errors import LocalPartError
-from deploy.local.ray import LONGEST_TEMP_DIR, _own_folder, ray_environment, short_temp_dir
+from deploy.local.ray import LONGEST_TEMP_DIR, ray_environment, short_temp_dir
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,13 +28,6 @@ def test_a_long_data_directory_gets_a_short_folder_in_a_private_one(tmp_path) ->
     assert short == short_temp_dir(tmp_path / ("x" * 80)), "a second start takes the same folder again"
     short.rmdir()
     short.parent.rmdir()
-
-
-def test_a_folder_that_others_may_enter_is_refused(tmp_path) -> None:
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o755)
-    with pytest.raises(LocalPartError, match="open to others"):
-        _own_folder(tmp_path / "open")
 
 
 def test_ray_imported_too_early_is_refused(tmp_path) -> None:
