@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from deploy import settings as settings_module
 from deploy.addresses import addresses, identity_secret
 from deploy.settings import Settings
-from schemas.identity import InferenceIds
+from schemas.identity import InferenceIds, split_key
 from streams import kafka, metrics, watchdog
 from streams.dead_letters import Budget
 
@@ -74,9 +74,10 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     from streams.prepare.step import GROUP, PrepareStep, read_committed_shards
 
     bootstrap = addresses(settings).bootstrap
-    erased = Erased(bootstrap, identity_secret(settings), _store(settings))
+    secret = identity_secret(settings)
+    erased = Erased(bootstrap, secret, _store(settings))
     step = PrepareStep(
-        settings.models, _store(settings), lambda: read_committed_shards(bootstrap), erased=erased,
+        settings.models, _store(settings), lambda: read_committed_shards(bootstrap), split_key(secret), erased=erased,
         budget=_budget(settings), helpers=settings.prepare_helpers,
     )  # fmt: skip
     _say_ready(settings, GROUP)

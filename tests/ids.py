@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from schemas.identity import InferenceIds, key_id
+from schemas.identity import InferenceIds, key_id, split_key
 
 SECRET = b"what the tests sign and hash with"
 KEY_ID = key_id(SECRET)
 IDS = InferenceIds(SECRET)
+SPLIT_KEY = split_key(SECRET)
 
 
 def answer(word: object) -> str:
