@@ -41,7 +41,7 @@ def between(n: int, every: int, mine: Said, quality: float = 0.95, people: int =
 
 
 ATTACKS: dict[str, list[Said]] = {
-    "seven wrong in a row": [*crowd(1_100), *[(False, "one")] * 7],
+    "ten wrong in a row": [*crowd(1_100), *[(False, "one")] * 10],
     "a hundred wrong in a row": [*crowd(1_100), *[(False, "one")] * 100],
     "ten thousand wrong in a row": [*crowd(300), *[(False, "one")] * 10_000],
     "a probe that always fails, one answer in five": [*crowd(300), *between(4_000, 4, (False, "probe"))],
