@@ -119,7 +119,7 @@ def drop_reason(shard: Row, one: Row) -> str:
         fields = {name: one[name] for name in RecordSubmitted.__struct_fields__ if name != "messages"}
         event = RecordSubmitted(**fields, messages=msgspec.json.decode(one["messages"], type=list[Message]))
         envelope = Envelope(id=one["ce_id"], type="RecordSubmitted", source=one["ce_source"], time_ms=one["ts_ms"])
-        result = prepare(event, envelope, ModelPolicy())  # no drop depends on a policy here
+        result = prepare(event, envelope, ModelPolicy(), b"")  # no drop depends on a policy or a split here
         if isinstance(result, Dropped):
             return result.reason
         reasons = reasons & _BESIDE_OTHERS or reasons

@@ -20,7 +20,7 @@ from deploy.addresses import addresses, credentials, identity_secret, use_creden
 from deploy.local.folders import data_folder, keep_private, own_folder
 from deploy.settings import Settings
 from deploy.shown import WithoutSecrets, without_secrets
-from schemas.identity import InferenceIds
+from schemas.identity import InferenceIds, split_key
 from streams import kafka, metrics, watchdog
 from streams.dead_letters import Budget
 
@@ -78,9 +78,10 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     from streams.prepare.step import GROUP, PrepareStep, read_committed_shards
 
     bootstrap = addresses(settings).bootstrap
-    erased = Erased(bootstrap, identity_secret(settings), _store(settings))
+    secret = identity_secret(settings)
+    erased = Erased(bootstrap, secret, _store(settings))
     step = PrepareStep(
-        settings.models, _store(settings), lambda: read_committed_shards(bootstrap), erased=erased,
+        settings.models, _store(settings), lambda: read_committed_shards(bootstrap), split_key(secret), erased=erased,
         budget=_budget(settings), helpers=settings.prepare_helpers,
     )  # fmt: skip
     _say_ready(settings, GROUP)

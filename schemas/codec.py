@@ -17,9 +17,13 @@ import msgspec
 from schemas import events
 from schemas.evolution import newest_versions
 from schemas.identity import uuid7_hex
-from schemas.topics import BY_NAME, TOPIC_OF
+from schemas.topics import BY_NAME, CONSUMER_GROUPS, CREATED_AHEAD_MS, DAY_MS, TOPIC_OF
 
 Headers = list[tuple[str, bytes]]
+# How far a record may date itself from its own Kafka timestamp.
+MOST_AHEAD_MS, MOST_BACK_MS = CREATED_AHEAD_MS, 30 * DAY_MS
+# Our own processes pass on times that were bounded when they first came in; `tuneloop` is who imports.
+_MAY_CORRECT = frozenset({"tuneloop", "serve", *CONSUMER_GROUPS})
 
 
 class ContractError(ValueError):
@@ -30,7 +34,7 @@ class ContractError(ValueError):
 class Envelope(msgspec.Struct, frozen=True, gc=False):
     """Who said it, when, about what, and because of what: a record's CloudEvents attributes.
 
-    `time_ms` is Unix time in milliseconds. `subject` is an entity (model@version, shard, job), never a person.
+    `time_ms` is Unix time in milliseconds, as `bounded_time` has it. `subject` is an entity (model@version, shard, job), never a person.
     """
 
     id: str
@@ -95,6 +99,24 @@ def _parse_time(raw: bytes) -> int:
     except (ValueError, OverflowError) as error:
         text = raw.decode(errors="replace")
         raise ContractError(f"header ce_time: expected an RFC 3339 time, got {text!r}") from error
+
+
+def may_correct(source: str) -> bool:
+    """Whether this source (without `tuneloop/`) may date what it says back further than MOST_BACK_MS."""
+    return source in _MAY_CORRECT
+
+
+def bounded_time(said_ms: int, timestamp_ms: int, source: str) -> int:
+    """When a record counts as said: as it says, within bounds around its own Kafka timestamp.
+
+    What lies too far ahead counts as said at the timestamp, or no later word could ever replace it. `timestamp_ms` is
+    at most MOST_AHEAD_MS ahead of the broker's clock (`schemas.topics`); -1, "none", makes a record the oldest there is.
+    """
+    if said_ms > timestamp_ms + MOST_AHEAD_MS:
+        return timestamp_ms
+    if said_ms < timestamp_ms - MOST_BACK_MS and not may_correct(source):
+        return timestamp_ms - MOST_BACK_MS
+    return said_ms
 
 
 def now_ms() -> int:
@@ -188,22 +210,24 @@ def _envelope(kind: str, identity: Any, given: Mapping[str, Any], timestamp_ms: 
     time, source, subject = get("ce_time"), get("ce_source"), get("ce_subject")
     correlation, causation, traceparent = get("ce_correlationid"), get("ce_causationid"), get("ce_traceparent")
     try:
+        who = _source(source) if source else ""
         return Envelope(
             identity.decode(),
             kind,
-            _source(source) if source else "",
-            _parse_time(time) if time else timestamp_ms,
+            who,
+            bounded_time(_parse_time(time), timestamp_ms, who) if time else timestamp_ms,
             subject.decode() if subject else "",
             correlation.decode() if correlation else "",
             causation.decode() if causation else "",
             traceparent.decode() if traceparent else "",
         )
     except (AttributeError, UnicodeDecodeError):  # not the bytes of a text: say which, or take what can be taken
+        who = _source(source)
         return Envelope(
             _text(identity, "ce_id"),
             kind,
-            _source(source),
-            _parse_time(_text(time, "ce_time").encode()) if time else timestamp_ms,
+            who,
+            bounded_time(_parse_time(_text(time, "ce_time").encode()), timestamp_ms, who) if time else timestamp_ms,
             _text(subject, "ce_subject"),
             _text(correlation, "ce_correlationid"),
             _text(causation, "ce_causationid"),

@@ -377,17 +377,23 @@ class FeedbackGiven(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PerformanceMeasured(Event, frozen=True, kw_only=True):
-    """How one version does: over its life so far and over its most recent answers."""
+    """How one version does: over the last day and, `recent`, over the latest answers of the latest people.
+
+    Qualities are of people: each person's share of right answers, averaged, with bounds as of so many people. `_n` counts
+    scored answers, `_people` whose they are; requests that name a version are no live traffic and have no part in these.
+    """
 
     version: int
     metric: str
     requests: int
     feedback_share: float
     quality_n: int
+    quality_people: int = 0
     quality: float | None = None
     quality_low: float | None = None
     quality_high: float | None = None
     recent_n: int = 0
+    recent_people: int = 0
     recent_quality: float | None = None
     recent_low: float | None = None
     recent_high: float | None = None
@@ -397,7 +403,10 @@ class PerformanceMeasured(Event, frozen=True, kw_only=True):
 
 
 class DriftDetected(Event, frozen=True, kw_only=True):
-    """Live quality of a version fell below its own baseline; `drift_id` is the same on every replay."""
+    """Live quality of a version fell below its own baseline; `drift_id` is the same on every replay.
+
+    `answers` were looked at; `people` gave those since the fall that counted (`streams.monitor.detector`).
+    """
 
     drift_id: str
     version: int
@@ -408,6 +417,7 @@ class DriftDetected(Event, frozen=True, kw_only=True):
     evidence: float
     average_run_length: float
     answers: int
+    people: int = 0
     first_partition: int
     first_offset: int
 

@@ -156,9 +156,14 @@ def erasure_id(hashed: str) -> str:
     return "erasure-" + content_hash(hashed)
 
 
-def split_of(subject_id: str, salt: str, validation_share: float, test_share: float) -> str:
-    """train | validation | test by hash(salt, subject): never changes while the salt stands."""
-    digest = hashlib.sha256(f"{salt}\0{subject_id}".encode()).digest()
+def split_key(secret: bytes) -> bytes:
+    """What `split_of` takes: without the identity secret nobody can choose an id that falls into a hold-out."""
+    return derive_key(secret, "split")
+
+
+def split_of(subject_id: str, key: bytes, validation_share: float, test_share: float) -> str:
+    """train | validation | test by HMAC(key, subject): never changes while the key stands."""
+    digest = hmac.digest(key, subject_id.encode(), "sha256")
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < test_share:
         return "test"

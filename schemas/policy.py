@@ -36,8 +36,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     baseline_answers: int = 100
     tolerated_loss: float = 0.05
     average_run_length: float = 10_000.0
-    # how the data is split; never change these while the data lives
-    split_salt: str = "tuneloop"
+    # how the data is split (by a key of the identity secret); never change these while the data lives
     validation_share: float = 0.0
     test_share: float = 0.2
     # how it is prepared

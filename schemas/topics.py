@@ -15,6 +15,9 @@ import msgspec
 from schemas import events as e
 
 DAY_MS = 86_400_000
+# The broker refuses a record whose own timestamp is further ahead of its clock: nothing said later could correct it.
+# Its producer's time counts, not the broker's: a dead letter that is put back keeps the time of its record.
+CREATED_AHEAD_MS = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ class Topic:
     def config(self) -> dict[str, str]:
         """Broker-side settings of this topic."""
         retention_ms = self.retention_days * DAY_MS if self.retention_days >= 0 else -1
-        config = {"cleanup.policy": self.cleanup, "retention.ms": str(retention_ms)}
+        config = {
+            "cleanup.policy": self.cleanup, "retention.ms": str(retention_ms),
+            "message.timestamp.after.max.ms": str(CREATED_AHEAD_MS),
+        }
         if self.personal:
             # A tombstone must reach the disk within a day, however quiet the partition is.
             config |= {"max.compaction.lag.ms": str(DAY_MS), "segment.ms": str(DAY_MS)}

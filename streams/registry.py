@@ -21,6 +21,9 @@ from schemas.events import (
 )
 
 KEPT_VERSIONS = 50
+# Nothing is rolled back for fewer: each of 20 people is a twentieth of the quality, half of the loss that is allowed by
+# default, so that one of them alone is never the reason.
+FEWEST_ANSWERS, FEWEST_PEOPLE = 100, 20
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def on_performance(
 
     Worse = the upper 95% bound of its recent quality lies more than `max_live_loss` below what the previous
     champion reached on the last answers before the swap (its recorded quality): the same traffic, not the
-    quality of better days.
+    quality of better days. Both are of people (`PerformanceMeasured`): however much one says, it is one person's word.
     """
     entry = find(state, measured.version)
     if state is None or entry is None or measured.recent_n == 0:
@@ -146,12 +149,13 @@ def on_performance(
     previous = find(state, state.previous)
     if (
         measured.version == state.champion and state.change == "promoted" and previous is not None
-        and previous.quality_low is not None and measured.recent_n >= 100
+        and previous.quality_low is not None and measured.recent_n >= FEWEST_ANSWERS
+        and measured.recent_people >= FEWEST_PEOPLE
         and measured.recent_high is not None and measured.recent_high < previous.quality_low - max_live_loss
     ):
         reason = (
-            f"live quality {measured.recent_quality:.3f} (at most {measured.recent_high:.3f}, "
-            f"n={measured.recent_n}) against {previous.quality:.3f} of version {previous.version} before it"
+            f"live quality {measured.recent_quality:.3f} (at most {measured.recent_high:.3f}, n={measured.recent_n} of "
+            f"{measured.recent_people} people) against {previous.quality:.3f} of version {previous.version} before it"
         )
         return _serve_again(state, previous.version, reason, "rolled-back")
     if measured.version != state.champion:  # a retired version keeps what it had when it left

@@ -13,6 +13,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
+from schemas.codec import now_ms
 from streams import kafka
 from streams.kafka import Out, Record
 
@@ -92,9 +93,10 @@ def publish(bootstrap: str, records: Iterable[Out], **settings: Any) -> None:
     assert client.flush(20) == 0
 
 
-def landed(out: Out, offset: int = 0, timestamp_ms: int = 1, partition: int = 0) -> Record:
-    """What was to be produced, as whoever reads it has it."""
-    return Record(out.topic, partition, offset, timestamp_ms, out.key, out.value, out.headers)
+def landed(out: Out, offset: int = 0, timestamp_ms: int | None = None, partition: int = 0) -> Record:
+    """What was to be produced, as whoever reads it has it; just now, where no time is given."""
+    said_ms = now_ms() if timestamp_ms is None else timestamp_ms
+    return Record(out.topic, partition, offset, said_ms, out.key, out.value, out.headers)
 
 
 @contextmanager

@@ -6,11 +6,12 @@ import hashlib
 from pathlib import Path
 
 from deploy.local.secret_files import write_secret
-from schemas.identity import InferenceIds, key_id
+from schemas.identity import InferenceIds, key_id, split_key
 
 SECRET = b"what the tests sign and hash with"
 KEY_ID = key_id(SECRET)
 IDS = InferenceIds(SECRET)
+SPLIT_KEY = split_key(SECRET)
 
 
 def keep(data_dir: Path) -> None:

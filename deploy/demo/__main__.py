@@ -9,13 +9,13 @@ from pathlib import Path
 
 from deploy import settings as settings_module
 from deploy.cli.output import PlainConsole, fail
-from deploy.demo.questions import DataError, Plan, desk_plan, folder_plan
+from deploy.demo.questions import SECRET, DataError, Plan, desk_plan, folder_plan, split_of_row
 from deploy.demo.stage import MODEL, DemoError, Stage
 from deploy.demo.story import play
 from deploy.local.errors import LocalPartError
 from deploy.local.folders import keep_private
+from deploy.local.secret_files import write_secret
 from deploy.local.supervise import SupervisorError
-from schemas.identity import split_of, subject_of_prompt
 from schemas.policy import ModelPolicy
 
 # Shares of the training rows that must have arrived before a job may start.
@@ -57,15 +57,15 @@ def main() -> int:
 def write_settings(plan: Plan, policy: ModelPolicy, out_dir: Path) -> Path:
     """The settings file of this run: how much data each job asks for follows from the plan's sizes."""
     train_share = 1 - policy.test_share - policy.validation_share
-    subjects = [subject_of_prompt(question.text) for question in plan.curated]
-    splits = [split_of(s, policy.split_salt, policy.validation_share, policy.test_share) for s in subjects]
-    initial = splits.count("train")
+    initial = [split_of_row(question, policy) for question in plan.curated].count("train")
     fresh = int(ENOUGH * train_share * (len(plan.before) + len(plan.drifted)))
     out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / "tuneloop.toml"
+    path, secret = out_dir / "tuneloop.toml", out_dir.absolute() / "identity"
+    write_secret(secret, SECRET)
     path.write_text(
         f"# Written by the demo for {plan.name}.\n"
         f'data_dir = "{(out_dir / "data").absolute()}"\n'
+        f'identity_secret_file = "{secret}"\n'
         "prepare_linger_s = 0.5\n"
         "serve_slots = 16\n\n"
         f"[models.{MODEL}]\n"

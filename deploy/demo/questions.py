@@ -14,13 +14,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.identity import normalise, split_of, subject_of_prompt
+from schemas.identity import normalise, split_key, split_of, subject_of_prompt
 from schemas.policy import ModelPolicy
 
 DESK = Path(__file__).parent / "desk"
 OLD_INTENTS = ("order_status", "return_item", "refund_missing", "change_address", "invoice_copy", "cancel_order")
 NEW_INTENTS = ("gift_card", "warranty_repair", "subscription_pause", "delete_account", "price_match", "login_problem")
 SEED = 20
+# The splits that the demo's system makes must be known here before it starts, and the same in every run. What lies in
+# its data directory is as public as this secret; nobody else's data may come there. With this number the desk has 174
+# curated hold-out rows, where others have 157 to 180.
+SECRET = "the demo's questions are no secret, nor is this: 27"
 SMALLEST_CATEGORY = 90
 
 
@@ -144,13 +148,19 @@ def _curate(rows: list[Question], policy: ModelPolicy, sizes: Sizes) -> tuple[li
     room = {"train": sizes.curated_train, "test": sizes.curated_test}
     curated, rest = [], []
     for row in rows:
-        split = split_of(subject_of_prompt(row.text), policy.split_salt, 0.0, policy.test_share)
+        split = split_of_row(row, policy)
         if room[split] > 0:
             room[split] -= 1
             curated.append(row)
         else:
             rest.append(row)
     return curated, rest
+
+
+def split_of_row(row: Question, policy: ModelPolicy) -> str:
+    """The split that the demo's system puts an imported row into."""
+    key = split_key(SECRET.encode())
+    return split_of(subject_of_prompt(row.text), key, policy.validation_share, policy.test_share)
 
 
 def _halves(old: list[Question], new: list[Question], count: int, dice: random.Random) -> tuple[Question, ...]:

@@ -1,8 +1,8 @@
 """Has this version's quality fallen? An alarm that may look after every answer and still keeps its promise.
 
-Reads one version's answers, right or wrong, in (partition, offset) order; returns an `Alarm` at most once.
-Pure: the same answers give the same alarm, so a replay repeats it. Leaves to the monitor which answers
-belong to the version, where they come from, and what the alarm is called.
+Reads one version's answers in their order, right or wrong and whose; returns an `Alarm` at most once. Pure: the same
+answers give the same alarm, so a replay repeats it. Leaves to the monitor which answers belong to the version,
+where they come from, and what the alarm is called.
 
 The evidence is an e-detector (Shin, Ramdas and Rinaldo 2023, "E-detectors", NEJSDS 2:229-260) of
 Shiryaev-Roberts form. For a bet λ and tolerated quality m0 = b - delta,
@@ -14,11 +14,22 @@ grows by at most 1 an answer, so alarming at `average_run_length` takes at least
 average. (The mean is over whole detectors: the factor is linear in λ, so a mean of factors would be one
 bet.) b is the lower confidence bound of the version's first answers, not their mean: an estimated baseline
 taken as exact breaks the promise.
+
+People are counted, not answers alone. Two rules, and both keep the promise, for neither looks at the answer
+that it decides about:
+
+- Turns. At most one answer of a person counts in 20 in a row (fewer where fewer people answer, never under 5). What
+  one person says is a 20th of what counts, and moves quality by no more than the tolerated loss of 0.05.
+- No one alone. The alarm has to stand without what any one person has added: for each person the evidence is
+  also kept with their factors taken as 1. That one keeps the promise whatever the person says, so at the
+  alarm it holds for everybody but any one of them. A version that a single person uses raises no alarm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from streams.monitor.intervals import lower_bound
@@ -27,6 +38,8 @@ SMALLEST_BASELINE = 100
 SHORTEST_RUN = 100  # far above the few units of evidence that right answers alone can gather
 # A bet f is λ = f / (1 - m0), the best bet against quality having fallen to (1 - f) · m0; f < 1 keeps M positive.
 BETS = (0.05, 0.1, 0.2, 0.4, 0.7)
+# In how many answers in a row one person counts once: as many as people were heard lately, within these bounds.
+SHORTEST_ROUND, LONGEST_ROUND, LATELY = 5, 20, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +67,16 @@ class Alarm:
     """Quality has fallen below `threshold`.
 
     `index` is the 0-based position of the answer that raised it, `changed_at` that of the first answer after
-    the likeliest moment of change; `quality` is the share right over the `n_since_change` answers between
-    them, both included. Chosen for being bad, those answers read a little worse than the quality now is.
+    the likeliest moment of change; `quality` is the share right over the `n_since_change` answers that counted between
+    them, both included, of `people` people. Chosen for being bad, those answers read a little worse than the quality
+    now is. `n_observed` answers counted after the baseline.
     """
 
     index: int
     changed_at: int
     n_observed: int
     n_since_change: int
+    people: int
     baseline: float
     threshold: float
     evidence: float
@@ -71,46 +86,59 @@ class Alarm:
 class Detector:
     """One version's evidence, fed one answer at a time; silent over its baseline and after its alarm.
 
-    `baseline` and `threshold` are None until the baseline is full. With a threshold of 0 or less no fall can
-    be told from the tolerated loss, so the evidence stays 0.
+    `n` answers were seen, of which `counted` count. `baseline` and `threshold` are None until the baseline is full.
+    With a threshold of 0 or less no fall can be told from the tolerated loss, so the evidence stays 0.
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
         self.settings = settings
-        self.n = 0
+        self.n = self.counted = 0
         self.evidence = 0.0
         self.baseline: float | None = None
         self.threshold: float | None = None
         self.alarm: Alarm | None = None
-        self._baseline_correct = 0
+        self._right = 0
         self._factors: dict[bool, tuple[float, ...]] = {}
         self._evidence_by_bet = [0.0] * len(BETS)
-        self._change = _ChangePoint()
+        self._turns, self._change, self._added = _Turns(), _ChangePoint(), _Added()
 
-    def update(self, correct: bool) -> Alarm | None:
-        """Take the next answer; return the alarm at the answer that raises it, None at every other."""
+    def update(self, correct: bool, person: str = "") -> Alarm | None:
+        """Take the next answer; return the alarm at the answer that raises it, None at every other.
+
+        An answer of nobody known counts as a person's of its own.
+        """
         index = self.n
         self.n += 1
-        if self.alarm is not None:
+        who: Hashable = person or index
+        if self.alarm is not None or self._is_suspect(who) or not self._turns.take(who, index):
             return None
+        self.counted += 1
+        self._right += bool(correct)
         if self.threshold is None:
-            self._learn_baseline(correct)
-            return None
-        if self.threshold <= 0.0:
-            return None
-        self._change.update(correct, self.threshold)
-        factors = self._factors[bool(correct)]
-        self._evidence_by_bet = [(m + 1.0) * f for m, f in zip(self._evidence_by_bet, factors, strict=True)]
-        self.evidence = sum(self._evidence_by_bet) / len(BETS)
-        if self.evidence >= self.settings.average_run_length:
-            self.alarm = self._alarm_at(index)
+            self._learn_baseline()
+        elif self.threshold > 0.0:
+            self._observe(bool(correct), who, index)
         return self.alarm
 
-    def _learn_baseline(self, correct: bool) -> None:
-        self._baseline_correct += bool(correct)
-        if self.n < self.settings.baseline_n:
+    def _is_suspect(self, who: Hashable) -> bool:
+        """Whether the evidence would do, but for what this one person added: more of it would change nothing."""
+        return self.evidence >= self.settings.average_run_length and who == self._added.most
+
+    def _observe(self, correct: bool, who: Hashable, index: int) -> None:
+        assert self.threshold is not None
+        self._change.update(correct, self.threshold, who, index)
+        before, factors = self._evidence_by_bet, self._factors[correct]
+        self._evidence_by_bet = [(m + 1.0) * f for m, f in zip(before, factors, strict=True)]
+        self._added.update(who, correct, before, self._factors)
+        self.evidence = sum(self._evidence_by_bet) / len(BETS)
+        least = self.settings.average_run_length
+        if self.evidence >= least and self._added.stands(self.evidence, least):
+            self.alarm = self._alarm_at(index)
+
+    def _learn_baseline(self) -> None:
+        if self.counted < self.settings.baseline_n:
             return
-        self.baseline = lower_bound(self._baseline_correct, self.n, self.settings.baseline_confidence)
+        self.baseline = lower_bound(self._right, self.counted, self.settings.baseline_confidence)
         self.threshold = self.baseline - self.settings.delta
         odds = self.threshold / (1.0 - self.threshold)
         self._factors = {True: tuple(1.0 - f for f in BETS), False: tuple(1.0 + f * odds for f in BETS)}
@@ -119,9 +147,10 @@ class Detector:
         assert self.baseline is not None and self.threshold is not None
         return Alarm(
             index=index,
-            changed_at=index + 1 - self._change.n,
-            n_observed=self.n - self.settings.baseline_n,
+            changed_at=self._change.began,
+            n_observed=self.counted - self.settings.baseline_n,
             n_since_change=self._change.n,
+            people=len(self._change.people),
             baseline=self.baseline,
             threshold=self.threshold,
             evidence=self.evidence,
@@ -129,25 +158,98 @@ class Detector:
         )
 
 
+class _Turns:
+    """Whose answer counts: each person's once in a round of answers."""
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, int] = {}
+        self._lately: deque[Hashable] = deque()
+        self._people: Counter[Hashable] = Counter()
+
+    def take(self, who: Hashable, index: int) -> bool:
+        """Whether the answer at `index` counts; a person's turn is taken with it."""
+        answers = min(LONGEST_ROUND, max(SHORTEST_ROUND, len(self._people)))
+        if index - self._last.get(who, -answers) < answers:
+            return False
+        self._last[who] = index
+        self._lately.append(who)
+        self._people[who] += 1
+        if len(self._lately) > LATELY:
+            left = self._lately.popleft()
+            self._people[left] -= 1
+            if not self._people[left]:
+                del self._people[left]
+        return True
+
+
+class _Added:
+    """What each person has added to the evidence, for each bet, and who added `most` when that was last asked.
+
+    With a person's factors taken as 1 their evidence is M - d, where d starts at 0, becomes d + (M + 1) · (L - 1) with
+    their own answer of factor L and d · L with anybody else's. A d below 0 counts as 0: that only defers an alarm.
+    """
+
+    def __init__(self) -> None:
+        self.most: Hashable = None
+        # Kept as it was at the person's last answer, with how many were right and wrong by then.
+        self._by_person: dict[Hashable, tuple[list[float], int, int]] = {}
+        self._right = self._wrong = 0
+        self._logs: dict[bool, list[float]] = {}
+
+    def update(
+        self, who: Hashable, correct: bool, before: list[float], factors: dict[bool, tuple[float, ...]]
+    ) -> None:
+        """Take the answer that multiplied the evidence `before` (each plus 1) by its factors."""
+        if not self._logs:
+            self._logs = {side: [math.log(f) for f in factors[side]] for side in (True, False)}
+        known = who in self._by_person
+        added = self._now(who) if known else [0.0] * len(BETS)
+        self._right += correct
+        self._wrong += not correct
+        if known or not correct:
+            added = [max(0.0, d + (m + 1.0) * (f - 1.0)) for d, m, f in zip(added, before, factors[correct], strict=True)]
+            self._by_person[who] = added, self._right, self._wrong
+
+    def _now(self, who: Hashable) -> list[float]:
+        added, right, wrong = self._by_person[who]
+        right, wrong = self._right - right, self._wrong - wrong
+        logs = zip(self._logs[True], self._logs[False], strict=True)
+        return [d and d * math.exp(right * r + wrong * w) for d, (r, w) in zip(added, logs, strict=True)]
+
+    def _sum(self, who: Hashable) -> float:
+        return sum(self._now(who)) / len(BETS)
+
+    def stands(self, evidence: float, least: float) -> bool:
+        """Whether the evidence is still enough without any one person."""
+        if self.most in self._by_person and evidence - self._sum(self.most) < least:
+            return False  # the same as before: no need to ask for all
+        self.most = max(self._by_person, key=self._sum)
+        return evidence - self._sum(self.most) >= least
+
+
 class _ChangePoint:
     """Answers since the summed shortfall Σ(m0 - x) was last at its lowest (Page 1954): the likeliest change."""
 
     def __init__(self) -> None:
-        self.n = 0
-        self.correct = 0
+        self.n = self.correct = self.began = 0
+        self.people: set[Hashable] = set()
 
-    def update(self, correct: bool, threshold: float) -> None:
+    def update(self, correct: bool, threshold: float, who: Hashable, index: int) -> None:
+        if not self.n:
+            self.began = index
         self.n += 1
         self.correct += bool(correct)
+        self.people.add(who)
         if self.n * threshold <= self.correct:
             self.n = self.correct = 0
+            self.people.clear()
 
 
-def detect(outcomes: Iterable[bool], settings: DetectorSettings) -> Alarm | None:
-    """The first alarm these answers raise, or None; reads no further than the answer that raises it."""
+def detect(answers: Iterable[tuple[bool, str]], settings: DetectorSettings) -> Alarm | None:
+    """The first alarm these answers (right or wrong, and whose) raise, or None; reads no further than that."""
     detector = Detector(settings)
-    for correct in outcomes:
-        alarm = detector.update(correct)
+    for correct, person in answers:
+        alarm = detector.update(correct, person)
         if alarm is not None:
             return alarm
     return None

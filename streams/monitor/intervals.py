@@ -8,8 +8,11 @@ from statistics import NormalDist
 from scipy import special
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided score interval (Wilson 1927, JASA 22:209-212), for reports and charts; (0, 1) when n is 0."""
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided score interval (Wilson 1927, JASA 22:209-212), for reports and charts; (0, 1) when n is 0.
+
+    `successes` may be a sum of shares, such as one of each person.
+    """
     _refuse_impossible(successes, n, confidence)
     if n == 0:
         return 0.0, 1.0
@@ -34,7 +37,7 @@ def lower_bound(successes: int, n: int, confidence: float = 0.95) -> float:
     return float(special.betaincinv(successes, n - successes + 1, 1.0 - confidence))
 
 
-def _refuse_impossible(successes: int, n: int, confidence: float) -> None:
+def _refuse_impossible(successes: float, n: int, confidence: float) -> None:
     if not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n={n}; count each answer once, right or wrong")
     if not 0.0 < confidence < 1.0:

@@ -1,7 +1,8 @@
 """Measuring: each version's live quality, rating, latency and volume, and the drift alarm.
 
 Reads ClickHouse (`tuneloop.scored_answers` and the landing tables), writes `PerformanceMeasured` and
-`DriftDetected`. Nothing is kept between looks that ClickHouse does not hold: the detector's state is computed
+`DriftDetected`. Both count people, and of their answers those that were asked for by the model's alias: who asks for
+`support@2` tries a version, and says nothing of live traffic. Nothing is kept between looks that ClickHouse does not hold: the detector's state is computed
 again from the version's scored answers in the order (time, partition, offset), so a restart or a replay
 raises the same alarm with the same id.
 """
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 SOURCE = "monitor"
 LOOK_EVERY_S = 0.5
 PERFORMANCE_EVERY_S = 2.0
-RECENT_ANSWERS = 200
+# What is recent: of so many people who answered last, so many answers each.
+RECENT_PEOPLE, RECENT_ANSWERS = 200, 20
 
 
 class Measurer:
@@ -73,7 +75,7 @@ class Measurer:
         if self._judged.get((model, version)) == len(answers):
             return None
         self._judged[model, version] = len(answers)
-        alarm = detect([bool(row["correct"]) for row in answers], detector_settings(policy))
+        alarm = detect(((bool(row["correct"]), row["subject_id"]) for row in answers), detector_settings(policy))
         if alarm is None:
             return None
         event = drift_event(model, version, policy, alarm, answers)
@@ -85,8 +87,9 @@ class Measurer:
     def _outcomes(self, model: str, version: int) -> list[dict[str, Any]]:
         return rows(
             self._client,
-            "SELECT correct, _partition, _offset FROM tuneloop.scored_answers "
-            "WHERE model = {model:String} AND version = {version:Int64} ORDER BY scored_at, _partition, _offset",
+            "SELECT correct, subject_id, _partition, _offset FROM tuneloop.scored_answers "
+            "WHERE model = {model:String} AND version = {version:Int64} AND by_alias "
+            "ORDER BY scored_at, _partition, _offset",
             model=model, version=version,
         )
 
@@ -115,25 +118,38 @@ class Measurer:
         return events
 
     def _performance(self, model: str) -> list[dict[str, Any]]:
-        return rows(
+        usage = rows(
             self._client,
             "SELECT i.version AS version, count() AS requests, countIf(f.scores > 0) / requests AS feedback_share, "
             "  avgOrNull(f.rating) AS rating, "
-            "  quantile(0.5)(i.latency_ms) AS p50, quantile(0.99)(i.latency_ms) AS p99, "
-            "  countIf(s.scored) AS quality_n, countIf(s.scored AND s.correct) AS good, "
-            "  arraySlice(arrayReverseSort(x -> x.1, groupArrayIf((i.ts, s.correct), s.scored)), 1, {recent:Int64}) "
-            "    AS latest, "
-            "  length(latest) AS recent_n, arraySum(arrayMap(x -> toInt64(x.2), latest)) AS recent_good "
+            "  quantile(0.5)(i.latency_ms) AS p50, quantile(0.99)(i.latency_ms) AS p99 "
             "FROM (SELECT * FROM tuneloop.inference_served FINAL WHERE model = {model:String} "
             "      AND ts > now() - INTERVAL 1 DAY) AS i "
             "LEFT JOIN (SELECT inference_id, count() AS scores, "
             "           avgOrNullIf(toFloat64OrNull(value), metric_name = 'rating') AS rating "
             "           FROM tuneloop.feedback_given FINAL GROUP BY inference_id) AS f "
             "  ON f.inference_id = i.inference_id "
-            "LEFT JOIN (SELECT inference_id, correct, true AS scored FROM tuneloop.scored_answers "
-            "           WHERE model = {model:String}) AS s ON s.inference_id = i.inference_id "
             "GROUP BY version ORDER BY version",
-            model=model, recent=RECENT_ANSWERS,
+            model=model,
+        )
+        quality = {row["version"]: row for row in self._quality(model)}
+        return [{**_UNSCORED, **row, **quality.get(row["version"], {})} for row in usage]
+
+    def _quality(self, model: str) -> list[dict[str, Any]]:
+        """By version the last day's people, each with their share of right answers: `good` is the sum of these."""
+        return rows(
+            self._client,
+            "SELECT version, sum(n) AS quality_n, count() AS quality_people, sum(share) AS good, "
+            "  arraySlice(arrayReverseSort(x -> x.1, groupArray((last, latest))), 1, {people:Int64}) AS lately, "
+            "  length(lately) AS recent_people, arraySum(arrayMap(x -> length(x.2), lately)) AS recent_n, "
+            "  arraySum(arrayMap(x -> arrayAvg(x.2), lately)) AS recent_good "
+            "FROM (SELECT version, subject_id, count() AS n, avg(correct) AS share, max(answered_at) AS last, "
+            "        arrayMap(x -> toInt64(x.2), arraySlice(arrayReverseSort(x -> x.1, "
+            "          groupArray((answered_at, correct))), 1, {answers:Int64})) AS latest "
+            "      FROM tuneloop.scored_answers WHERE model = {model:String} AND by_alias "
+            "        AND answered_at > now() - INTERVAL 1 DAY GROUP BY version, subject_id) "
+            "GROUP BY version",
+            model=model, people=RECENT_PEOPLE, answers=RECENT_ANSWERS,
         )
 
     def _publish(self, event: Any, **attributes: Any) -> None:
@@ -142,6 +158,9 @@ class Measurer:
         if self._producer.flush(10):
             raise TimeoutError("the broker did not acknowledge a measurement within 10 s")
         metrics.produced([out])
+
+
+_UNSCORED = {"quality_n": 0, "quality_people": 0, "good": 0.0, "recent_n": 0, "recent_people": 0, "recent_good": 0.0}
 
 
 def note_policies(client: Client, policies: Mapping[str, ModelPolicy]) -> None:
@@ -167,20 +186,30 @@ def drift_event(
         model=model, drift_id=drift_id(model, version, policy.quality_metric, partition, offset), version=version,
         metric=policy.quality_metric, baseline=alarm.baseline, threshold=alarm.threshold, current=alarm.quality,
         evidence=alarm.evidence, average_run_length=policy.average_run_length, answers=alarm.index + 1,
-        first_partition=partition, first_offset=offset,
+        people=alarm.people, first_partition=partition, first_offset=offset,
     )
 
 
 def performance_event(model: str, policy: ModelPolicy, row: dict[str, Any]) -> PerformanceMeasured:
-    """One row of the performance query as an event, with 95% Wilson intervals."""
-    low, high = wilson(row["good"], row["quality_n"]) if row["quality_n"] else (None, None)
-    recent_low, recent_high = wilson(row["recent_good"], row["recent_n"]) if row["recent_n"] else (None, None)
+    """One row of the performance query as an event, with 95% intervals.
+
+    Wilson's over people: what one person's answers average to varies no more than one answer of each would.
+    """
+    quality, low, high = _share(row["good"], row["quality_people"])
+    recent, recent_low, recent_high = _share(row["recent_good"], row["recent_people"])
     return PerformanceMeasured(
         model=model, version=row["version"], metric=policy.quality_metric, requests=row["requests"],
-        feedback_share=row["feedback_share"], quality_n=row["quality_n"],
-        quality=row["good"] / row["quality_n"] if row["quality_n"] else None, quality_low=low, quality_high=high,
-        recent_n=row["recent_n"],
-        recent_quality=row["recent_good"] / row["recent_n"] if row["recent_n"] else None,
-        recent_low=recent_low, recent_high=recent_high, rating=row["rating"],
+        feedback_share=row["feedback_share"], quality_n=row["quality_n"], quality_people=row["quality_people"],
+        quality=quality, quality_low=low, quality_high=high,
+        recent_n=row["recent_n"], recent_people=row["recent_people"],
+        recent_quality=recent, recent_low=recent_low, recent_high=recent_high, rating=row["rating"],
         latency_ms_p50=row["p50"], latency_ms_p99=row["p99"],
     )
+
+
+def _share(good: float, people: int) -> tuple[float | None, float | None, float | None]:
+    """Quality with its bounds; nothing of nobody."""
+    if not people:
+        return None, None, None
+    good = min(good, people)  # a sum of shares may be off by a rounding
+    return (good / people, *wilson(good, people))

@@ -41,7 +41,7 @@ class Reading(msgspec.Struct):
     refused: dict[int, str]  # offset → what is wrong with it
 
 
-def read(records: Sequence[Record], policies: Mapping[str, ModelPolicy]) -> Reading:
+def read(records: Sequence[Record], policies: Mapping[str, ModelPolicy], split_key: bytes) -> Reading:
     """Apply the rules to each record that is not a deletion."""
     rows: list[dict[str, Any]] = []
     keys: list[bytes | None] = []
@@ -53,7 +53,7 @@ def read(records: Sequence[Record], policies: Mapping[str, ModelPolicy]) -> Read
             continue
         try:
             envelope, event = kafka.decode(record)
-            made = prepare(event, envelope, _policy(event.model, policies))
+            made = prepare(event, envelope, _policy(event.model, policies), split_key)
         except ContractError as error:
             refused[record.offset] = str(error)
             continue
@@ -83,8 +83,8 @@ class HelperLostError(RuntimeError):
 class Crew:
     """This process and `helpers` more: spawned with the first batch that is worth it, asked once they are there."""
 
-    def __init__(self, policies: Mapping[str, ModelPolicy], helpers: int = 0) -> None:
-        self._policies, self._helpers = dict(policies), helpers
+    def __init__(self, policies: Mapping[str, ModelPolicy], split_key: bytes, helpers: int = 0) -> None:
+        self._policies, self._split_key, self._helpers = dict(policies), split_key, helpers
         self._started: list[Connection] = []
         self._warm: list[Connection] = []
 
@@ -92,13 +92,13 @@ class Crew:
         """Readings of consecutive parts of `records`, in their order. Raises `HelperLostError`."""
         hands = min(len(self._ready(len(records))) + 1, len(records) // WORTH_SHARING)
         if hands < 2:
-            return [read(records, self._policies)]
+            return [read(records, self._policies, self._split_key)]
         cuts = [len(records) * hand // hands for hand in range(hands + 1)]
         parts = [records[start:end] for start, end in pairwise(cuts)]
         try:
             for pipe, part in zip(self._warm, parts[1:], strict=False):
                 pipe.send_bytes(_ENCODER.encode(part))
-            mine = read(parts[0], self._policies)
+            mine = read(parts[0], self._policies, self._split_key)
             return [mine, *(_received(pipe) for pipe, _ in zip(self._warm, parts[1:], strict=False))]
         except (EOFError, OSError) as error:
             raise HelperLostError("a helper process of prepare died") from error
@@ -113,7 +113,7 @@ class Crew:
 
     def _ready(self, records: int) -> list[Connection]:
         if records >= 2 * WORTH_SHARING and not self._started:
-            self._started = [_helper(self._policies) for _ in range(self._helpers)]
+            self._started = [_helper(self._policies, self._split_key) for _ in range(self._helpers)]
         for pipe in [one for one in self._started if one not in self._warm and one.poll(0)]:
             pipe.recv_bytes()  # what it says first
             self._warm.append(pipe)
@@ -126,21 +126,21 @@ _READINGS = msgspec.msgpack.Decoder(Reading)
 _RECORDS = msgspec.msgpack.Decoder(list[Record])
 
 
-def _helper(policies: Mapping[str, ModelPolicy]) -> Connection:
+def _helper(policies: Mapping[str, ModelPolicy], split_key: bytes) -> Connection:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    context.Process(target=help_out, args=(theirs, msgspec.msgpack.encode(policies)), daemon=True).start()
+    context.Process(target=help_out, args=(theirs, msgspec.msgpack.encode(policies), split_key), daemon=True).start()
     theirs.close()
     return ours
 
 
-def help_out(pipe: Connection, policies: bytes) -> None:
+def help_out(pipe: Connection, policies: bytes, split_key: bytes) -> None:
     """A helper's life: read what it is sent until the one it helps is gone."""
     known = msgspec.msgpack.decode(policies, type=dict[str, ModelPolicy])
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         pipe.send_bytes(b"warm")
         while True:
-            reading = read(_RECORDS.decode(pipe.recv_bytes()), known)
+            reading = read(_RECORDS.decode(pipe.recv_bytes()), known, split_key)
             reading.rows = reading.rows.serialize().to_pybytes()
             pipe.send_bytes(_ENCODER.encode(reading))
 

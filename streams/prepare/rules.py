@@ -19,7 +19,7 @@ from streams.prepare.near import signature
 from streams.prepare.pii import scrub
 from streams.prepare.text import noise, repair, repetitive
 
-RULES_VERSION = "4"
+RULES_VERSION = "5"
 MAX_CHARACTERS = 32_000
 KINDS = ("sft", "preference", "kto")
 # What no person wrote teaches, but never judges.
@@ -41,8 +41,8 @@ class Prepared:
     masked: dict[str, int]
 
 
-def prepare(event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy) -> Prepared | Dropped:
-    """One submitted record as a row, or the reason why it makes none."""
+def prepare(event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy, key: bytes) -> Prepared | Dropped:
+    """One submitted record as a row, or the reason why it makes none. `key` splits (`schemas.identity.split_key`)."""
     context, answer = _conversation(event)
     if event.kind not in KINDS:
         return Dropped("unknown kind")
@@ -60,7 +60,7 @@ def prepare(event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy) -> 
     regions = policy.phone_regions
     turns = [{**turn, "content": _scrubbed(turn["content"], regions, masked)} for turn in turns]
     answers = {name: _scrubbed(text, regions, masked) for name, text in answers.items()}
-    return Prepared(_row(event, envelope, policy, turns, answers), dict(masked))
+    return Prepared(_row(event, envelope, policy, key, turns, answers), dict(masked))
 
 
 def _conversation(event: RecordSubmitted) -> tuple[list[Message], str]:
@@ -98,13 +98,13 @@ def _scrubbed(text: str, phone_regions: list[str], masked: Counter[str]) -> str:
 
 
 def _row(
-    event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy,
+    event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy, key: bytes,
     turns: list[dict[str, str]], answers: dict[str, str],
 ) -> dict[str, Any]:
     subject = event.subject_id or subject_of_prompt(turns[-1]["content"])
     context = [normalise(turn["content"]) for turn in turns]
     said = [normalise(text) for text in answers.values()]
-    split = split_of(subject, policy.split_salt, policy.validation_share, policy.test_share)
+    split = split_of(subject, key, policy.validation_share, policy.test_share)
     return {
         "record_id": event.record_id or envelope.id,
         "subject_id": subject,

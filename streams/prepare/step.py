@@ -38,13 +38,15 @@ Place = tuple[str, int]
 
 
 class PrepareStep:
-    """See the module. `committed_shards` yields every committed `ShardWritten`; `helpers` more processes read."""
+    """See the module. `committed_shards` yields every committed `ShardWritten`; `helpers` more processes read. `split_key` says
+    whose rows are held out (`schemas.identity.split_key`)."""
 
     def __init__(
         self,
         policies: Mapping[str, ModelPolicy],
         store: ArtifactStore,
         committed_shards: Callable[[], list[ShardWritten]],
+        split_key: bytes,
         budget: Budget | None = None,
         erased: Suppression | None = None,
         helpers: int = 0,
@@ -52,7 +54,7 @@ class PrepareStep:
         self._policies, self._store, self._committed_shards = policies, store, committed_shards
         self._budget, self._erased = budget or Budget(), erased or Nobody()
         self._admission = Admission()
-        self._crew = Crew(policies, helpers)
+        self._crew = Crew(policies, split_key, helpers)
         self._said = 0  # shards since they were last gathered
 
     def assigned(self, partitions: list[Place]) -> None:

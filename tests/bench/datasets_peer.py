@@ -27,6 +27,7 @@ from streams.prepare import pii, rules
 from streams.prepare.admit import Admission
 from streams.prepare.rules import Dropped, prepare
 from tests.bench import load
+from tests.ids import SPLIT_KEY
 
 PROCESSES, BATCH, ADMITTED = 2, 1_000, 5_000
 
@@ -36,7 +37,7 @@ def prepared(batch: dict[str, list[Any]]) -> pa.Table:
     rows = []
     for value, offset in zip(batch["value"], batch["offset"], strict=True):
         envelope, event = codec.decode("training.raw", value, None, partition=0, offset=offset, timestamp_ms=0)
-        result = prepare(event, envelope, load.POLICY)
+        result = prepare(event, envelope, load.POLICY, SPLIT_KEY)
         if not isinstance(result, Dropped):
             rows.append({**result.row, "partition": 0, "offset": offset})
     return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)

@@ -40,6 +40,7 @@ from streams.prepare.step import PrepareStep
 from tests.bench import load
 from tests.bench.measure import Figure, Parts, Timed, clock, ratio
 from tests.broker import Mark, fresh, group_from, mark, since
+from tests.ids import SPLIT_KEY
 from tests.parts import ROOT
 
 RAW = "training.raw"
@@ -50,7 +51,7 @@ class Counted(PrepareStep):
     """The step itself; sets `stop` with the last record, so that the loop ends with its commit."""
 
     def __init__(self, store: ArtifactStore, count: int, stop: threading.Event, start: float = 0.0) -> None:
-        super().__init__({load.MODEL: load.POLICY}, store, list, helpers=1)
+        super().__init__({load.MODEL: load.POLICY}, store, list, SPLIT_KEY, helpers=1)
         self.left, self.stop, self.begun, self._last = count, stop, start, 0
 
     def start_helper(self) -> None:
@@ -101,7 +102,7 @@ def rows_hash(table: pa.Table) -> str:
 
 def rules_alone(events: list[tuple[codec.Envelope, Any]]) -> Timed:
     with clock() as took:
-        made = [prepare(event, envelope, load.POLICY) for envelope, event in events]
+        made = [prepare(event, envelope, load.POLICY, SPLIT_KEY) for envelope, event in events]
     assert any(isinstance(one, Prepared) for one in made)
     return Timed(len(events), took[0])
 

@@ -95,12 +95,13 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     e.PerformanceMeasured(
         model="support", version=2, metric="correct", requests=1_204, feedback_share=0.31, quality_n=373,
-        quality=0.913, quality_low=0.88, quality_high=0.937, recent_n=200, recent_quality=0.9, recent_low=0.85,
-        recent_high=0.934, rating=4.4, latency_ms_p50=39.0, latency_ms_p99=112.0,
+        quality_people=291, quality=0.913, quality_low=0.875, quality_high=0.94, recent_n=234, recent_people=200,
+        recent_quality=0.9, recent_low=0.85, recent_high=0.934, rating=4.4, latency_ms_p50=39.0, latency_ms_p99=112.0,
     ),
     e.DriftDetected(
         model="support", drift_id="drift-9a31", version=1, metric="correct", baseline=0.87, threshold=0.82,
-        current=0.55, evidence=10_412.0, average_run_length=10_000.0, answers=340, first_partition=2, first_offset=88,
+        current=0.55, evidence=10_412.0, average_run_length=10_000.0, answers=340, people=27,
+        first_partition=2, first_offset=88,
     ),
     e.ErasureRequested(
         erasure_id="erasure-77aa", subject_hash="5d41", key_id="1f0b", subject_id="customer-4711", requested_by="privacy desk",

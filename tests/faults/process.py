@@ -44,11 +44,13 @@ def _prepare(spec: dict[str, Any], name: str, stop: threading.Event, ready: Call
     from streams.artifacts import ArtifactStore
     from streams.erased import Erased
     from streams.prepare.step import PrepareStep, read_committed_shards
-    from tests.ids import SECRET
+    from tests.ids import SECRET, SPLIT_KEY
 
     store, bootstrap = ArtifactStore(f"{spec['folder']}/artifacts"), spec["bootstrap"]
     erased = Erased(bootstrap, SECRET, store)
-    step = PrepareStep({MODEL: ModelPolicy()}, store, lambda: read_committed_shards(bootstrap), _budget(), erased)
+    step = PrepareStep(
+        {MODEL: ModelPolicy()}, store, lambda: read_committed_shards(bootstrap), SPLIT_KEY, _budget(), erased
+    )
     ready()
     transact.run(
         bootstrap, "prepare", ["training.raw"], step, stop, transactional_id=name, linger_s=spec["linger_s"]

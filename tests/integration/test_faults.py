@@ -29,6 +29,7 @@ from tests.faults.feed import Steady
 from tests.faults.machine import NEVER_S, QUICK, Machine
 from tests.faults.oracle import Expected
 from tests.faults.plan import BY_NAME
+from tests.ids import SPLIT_KEY
 
 SEED = 20261121
 # One after the other within a lane, the lanes at the same time.
@@ -179,7 +180,7 @@ def test_a_damaged_shard_is_found_out(kafka_bootstrap: str, tmp_path: Path, dama
         return [shard for shard in judge.shards_of(kafka_bootstrap) if shard.model == model]
 
     def loop(stop: threading.Event) -> None:
-        step = PrepareStep({model: ModelPolicy()}, store, shards)
+        step = PrepareStep({model: ModelPolicy()}, store, shards, SPLIT_KEY)
         transact.run(kafka_bootstrap, group, ["training.raw"], step, stop, transactional_id=group, linger_s=0.3)
 
     with Running(loop) as running:

@@ -30,6 +30,7 @@ from streams.prepare.shard import counted, put_shard
 from streams.prepare.step import PrepareStep
 from tests.broker import fresh, landed, publish
 from tests.examples import example
+from tests.ids import SPLIT_KEY
 
 RAW, POLICY = "training.raw", ModelPolicy()
 
@@ -37,7 +38,7 @@ RAW, POLICY = "training.raw", ModelPolicy()
 def subject(split: str) -> str:
     """Somebody whose records fall into `split`."""
     names = (fresh("subject") for _ in range(1_000))
-    return next(name for name in names if split_of(name, POLICY.split_salt, POLICY.validation_share, POLICY.test_share) == split)
+    return next(name for name in names if split_of(name, SPLIT_KEY, POLICY.validation_share, POLICY.test_share) == split)
 
 
 class Story:
@@ -51,7 +52,7 @@ class Story:
         self.model, self.partition = fresh("support"), 1_000 + uuid.uuid4().int % 10**8
         self.store, self.client = ArtifactStore(str(folder / "artifacts")), connect(url)
         self.landing = ClickHouseStore(self.client, kafka.producer(bootstrap))
-        self.step = PrepareStep({self.model: POLICY}, self.store, list)
+        self.step = PrepareStep({self.model: POLICY}, self.store, list, SPLIT_KEY)
         self.step.assigned([(RAW, self.partition)])
         self.offsets: dict[str, int] = {}
         self.time_ms = 1_790_000_000_000

@@ -9,13 +9,14 @@ import pytest
 
 from schemas import events as e
 from schemas.policy import ModelPolicy
-from streams import kafka, sink
+from streams import kafka, registry, sink
 from streams.clickhouse import connect
 from streams.kafka import Out
+from streams.monitor.intervals import wilson
 from streams.monitor.land import ClickHouseStore
 from streams.monitor.measure import Measurer, note_policies
 from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
-from tests.examples import example
+from tests.examples import SHARDS, example
 
 POLICY = ModelPolicy()
 DRIFT, PERFORMANCE = "monitor.drift", "monitor.performance"
@@ -38,11 +39,12 @@ class Bench:
         state = example(e.ModelStateChanged, self.model, champion=version, epoch=version)
         publish(self.bootstrap, [kafka.out(state, source="test")])
 
-    def answers(self, n: int, quality: float, version: int = 1) -> None:
-        """`n` answers of which a share of `quality` is right, scored in the order in which they were given."""
+    def answers(self, n: int, quality: float, version: int = 1, **fields: Any) -> None:
+        """`n` answers of which a share of `quality` is right, scored in the order in which they were given; to another
+        person each, where `fields` name nobody."""
         outs: list[Out] = []
         for _ in range(n):
-            served = example(e.InferenceServed, self.model, version=version)
+            served = example(e.InferenceServed, self.model, version=version, **fields)
             right = self._random.random() < quality
             scored = e.FeedbackGiven(inference_id=served.inference_id, metric_name="correct", value=right)
             outs += [kafka.out(served, source="test"), kafka.out(scored, source="test", partition=1)]
@@ -73,6 +75,7 @@ def test_performance_is_measured_and_said_once(bench) -> None:
     (said,) = measurer.measure(bench.model, POLICY)
     assert measurer.measure(bench.model, POLICY) == [], "nothing new, nothing said"
     assert (said.version, said.requests, said.quality_n, said.feedback_share) == (1, 150, 150, 1.0)
+    assert said.quality_people == said.recent_people == 150
     assert said.quality is not None and said.quality_low < said.quality < said.quality_high
     assert said.recent_n == 150 and said.recent_quality == said.quality
     assert said.latency_ms_p50 == said.latency_ms_p99 == 12.5 and said.rating is None
@@ -82,11 +85,66 @@ def test_performance_is_measured_and_said_once(bench) -> None:
 
 def test_recent_quality_is_of_the_last_answers(bench) -> None:
     bench.answers(200, 1.0)
+    bench.answers(200, 1.0, subject_id="somebody")
     bench.land()
-    bench.answers(200, 0.0)
+    bench.answers(199, 0.0)
+    bench.answers(30, 0.0, subject_id="somebody")
     bench.land()
     (said,) = bench.measurer().measure(bench.model, POLICY)
-    assert said.quality == pytest.approx(0.5) and said.recent_quality == pytest.approx(0.0, abs=0.05)
+    assert said.quality == pytest.approx((200 + 200 / 230) / 400)
+    assert said.recent_quality == pytest.approx(0.0, abs=0.05)
+    assert (said.quality_n, said.quality_people, said.recent_people, said.recent_n) == (629, 400, 200, 199 + 20)
+
+
+def registered(bench: Bench, quality: float = 0.9) -> e.ModelStateChanged:
+    """The registry's state after version 2 took over from version 1, which reached `quality` with 200 people."""
+    low, high = wilson(200 * quality, 200)
+    old, new = (
+        e.Version(
+            version=number, digest=f"d{number}", path="p", base="b", base_digest="b", job_id=f"j{number}", fingerprint=[],
+            new_data=SHARDS, quality=quality, quality_n=200, quality_low=low, quality_high=high,
+        )
+        for number in (1, 2)
+    )  # fmt: skip
+    return e.ModelStateChanged(
+        model=bench.model, base="b", epoch=2, champion=2, previous=1, versions=[old, new], change="promoted", reason="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("mine", "champion"),
+    [
+        ({"subject_id": "one"}, 2),
+        ({"requested": "support@2"}, 2),
+        ({}, 1),
+    ],
+    ids=["one person", "tries of the version", "a hundred people"],
+)
+def test_a_hundred_wrong_answers_roll_back_where_they_are_of_people(bench, mine, champion) -> None:
+    bench.champion(2)
+    bench.answers(120, 0.9, version=2)
+    bench.answers(100, 0.0, version=2, **mine)
+    bench.land()
+    (said,) = bench.measurer().measure(bench.model, POLICY)
+    assert said.requests == 220 and said.recent_people >= registry.FEWEST_PEOPLE
+    outcome = registry.on_performance(registered(bench), said, POLICY.max_live_loss)
+    assert outcome.state is not None and outcome.state.champion == champion
+
+
+@pytest.mark.slow
+def test_one_person_a_probe_and_tries_raise_no_alarm(bench) -> None:
+    bench.answers(250, 0.93)
+    for _ in range(20):
+        bench.answers(20, 0.95)
+        bench.answers(5, 0.0, subject_id="probe")
+        bench.answers(5, 0.0, requested="support@1")
+    bench.answers(100, 0.0, subject_id="annoyed")
+    bench.land()
+    assert bench.measurer().look_for_drift(bench.model, POLICY) is None
+    bench.answers(60, 0.3)
+    bench.land()
+    drift = bench.measurer().look_for_drift(bench.model, POLICY)
+    assert drift is not None and drift.people > 10
 
 
 @pytest.mark.slow

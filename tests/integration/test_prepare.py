@@ -30,6 +30,7 @@ from streams.kafka import Record
 from streams.prepare.read import Crew, HelperLostError, read
 from streams.prepare.step import PrepareStep, read_committed_shards
 from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, since
+from tests.ids import SPLIT_KEY
 
 RAW, SHARDS, DEAD = "training.raw", "training.shards", "dead.prepare"
 PARTITION = 2
@@ -64,7 +65,7 @@ class Bench:
         return since(self.bootstrap, DEAD, self.start)
 
     def loop(self) -> Callable[[threading.Event], None]:
-        step = PrepareStep({self.model: self.policy}, self.store, self.shards, Budget(self.max_refused))
+        step = PrepareStep({self.model: self.policy}, self.store, self.shards, SPLIT_KEY, Budget(self.max_refused))
         return lambda stop: transact.run(
             self.bootstrap, self.group, [RAW], step, stop, transactional_id=self.group, linger_s=0.3
         )
@@ -198,7 +199,7 @@ def test_a_damaged_shard_stops_the_preparation_and_is_named(bench, tmp_path) -> 
 def test_the_same_offsets_make_the_same_shard(bench) -> None:
     bench.submit(question(1), question(2))
     (shard,) = bench.prepared()
-    step = PrepareStep({bench.model: ModelPolicy()}, bench.store, list)
+    step = PrepareStep({bench.model: ModelPolicy()}, bench.store, list, SPLIT_KEY)
     step.assigned([(RAW, PARTITION)])
     again = step.handle(since(bench.bootstrap, RAW, bench.start))
     (said,) = [kafka.decode(landed(out))[1] for out in again]
@@ -212,7 +213,7 @@ def test_helpers_read_what_one_process_reads() -> None:
     asked = [f"{texts[n % 4]} {n}" if n % 4 < 2 else texts[n % 4] for n in range(1_500)]
     bodies = [b'{"broken": ' if n % 97 == 0 else raw_body(prompt) for n, prompt in enumerate(asked)]
     records = [Record("training.raw", 0, n, 1, b"k%d" % n, body, [("mine", b"\x00")]) for n, body in enumerate(bodies)]
-    crew, alone = Crew(policies, helpers=2), read(records, policies)
+    crew, alone = Crew(policies, SPLIT_KEY, helpers=2), read(records, policies, SPLIT_KEY)
     crew.wait_warm()
     readings = crew.read(records)
     assert len(readings) == 3

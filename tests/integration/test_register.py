@@ -147,7 +147,7 @@ def test_rolling_back_is_one_command_and_a_stale_one_is_refused(bench) -> None:
 
 def test_a_champion_that_does_worse_live_is_rolled_back(bench) -> None:
     """Version 1 serves again and is measured, version 3 takes its place and does worse than it did."""
-    good = {"quality_n": 300, "recent_n": 200, "recent_quality": 0.9, "recent_low": 0.85, "recent_high": 0.94}
+    good = {"quality_n": 300, "recent_n": 200, "recent_people": 150, "recent_quality": 0.9, "recent_low": 0.85, "recent_high": 0.94}
     bad = good | {"recent_quality": 0.5, "recent_low": 0.43, "recent_high": 0.57}
     with bench.process() as settled:
         for said in (

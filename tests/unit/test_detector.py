@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import numpy as np
@@ -17,12 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from streams.monitor.detector import Alarm, Detector, DetectorSettings, detect
+from streams.monitor import detector as module
+from streams.monitor.detector import BETS, Alarm, Detector, DetectorSettings
 from streams.monitor.intervals import lower_bound, wilson
-from streams.monitor.simulate import detection_delays, false_alarm_run_lengths
+from streams.monitor.simulate import Crowd, detection_delays, false_alarm_run_lengths
 
 SETTINGS = DetectorSettings()
 QUICK = DetectorSettings(average_run_length=500)
+
+
+def detect(outcomes: Iterable[bool], settings: DetectorSettings) -> Alarm | None:
+    """The alarm of answers that are another person's each."""
+    return module.detect(((correct, "") for correct in outcomes), settings)
 
 
 def answers(seed: int, *stretches: tuple[float, int]) -> list[bool]:
@@ -59,7 +66,7 @@ def test_the_alarm_says_where_quality_fell_and_to_what() -> None:
     alarm = detect(falling(2), SETTINGS)
     assert alarm is not None
     assert 500 <= alarm.index < 560 and abs(alarm.changed_at - 500) <= 10
-    assert alarm.n_since_change == alarm.index - alarm.changed_at + 1
+    assert alarm.n_since_change == alarm.people == alarm.index - alarm.changed_at + 1
     assert alarm.n_observed == alarm.index + 1 - 100
     assert alarm.evidence >= SETTINGS.average_run_length
     assert alarm.quality < alarm.threshold < alarm.baseline
@@ -112,6 +119,49 @@ def test_a_baseline_taken_as_exact_would_break_the_promise() -> None:
     assert early_share(bare) > 0.10
 
 
+@pytest.mark.parametrize(
+    "crowd",
+    [Crowd(people=5), Crowd(people=50), Crowd(hostile=0.05), Crowd(hostile=0.5), Crowd(people=5, hostile=0.2)],
+    ids=str,
+)
+def test_whoever_answers_and_whatever_one_of_them_says_the_promise_holds(crowd: Crowd) -> None:
+    found = false_alarm_run_lengths(
+        QUICK, 0.93, lambda detector: detector.threshold or 0.0, runs=60, horizon=5000, seed=4, crowd=crowd
+    )
+    assert found.mean + 2 * found.mean / np.sqrt(found.runs) >= QUICK.average_run_length
+
+
+@pytest.mark.parametrize(("people", "median"), [(50, 60), (20, 80), (5, 120)])
+def test_few_people_are_enough_and_cost_some_answers(people: int, median: int) -> None:
+    crowd = Crowd(people)
+    delays = detection_delays(SETTINGS, 0.93, 0.48, healthy_n=400, horizon=1000, runs=40, seed=1, crowd=crowd)
+    assert delays.early == 0 and delays.missed == 0 and delays.median <= median
+
+
+crowds = st.lists(st.tuples(st.floats(0, 1).map(lambda u: u < 0.8), st.sampled_from("abcdefgh")), max_size=250)
+
+
+@given(tail=crowds)
+def test_no_alarm_rests_on_one_person(tail: list[tuple[bool, str]]) -> None:
+    """The definition, computed anew: with the factors of any one person taken as 1 the evidence is enough, too."""
+    detector, heard = Detector(QUICK), []
+    for correct, who in [(True, f"early {n}") for n in range(100)] + tail:
+        before = detector.counted
+        detector.update(correct, who)
+        if detector.counted > before:
+            heard.append((correct, who))
+    if detector.alarm is None:
+        return
+    odds = detector.alarm.threshold / (1.0 - detector.alarm.threshold)
+    for left_out in {who for _, who in heard}:
+        by_bet = [0.0] * len(BETS)
+        for correct, who in heard[100:]:
+            for bet, f in enumerate(BETS):
+                factor = 1.0 if who == left_out else 1.0 - f if correct else 1.0 + f * odds
+                by_bet[bet] = (by_bet[bet] + 1.0) * factor
+        assert sum(by_bet) / len(BETS) >= QUICK.average_run_length * (1 - 1e-9), left_out
+
+
 @given(outcomes=st.lists(st.booleans(), min_size=90, max_size=400), cut=st.integers(0, 400))
 def test_a_replay_repeats_the_alarm(outcomes: list[bool], cut: int) -> None:
     whole = detect(outcomes, QUICK)
@@ -161,4 +211,6 @@ def test_the_simulation_prints_one_line_of_json() -> None:
     assert printed.count("\n") == 1
     report = json.loads(printed)
     assert report["promised_run_length"] == 10_000
-    assert set(report["run_lengths"]) == {"at_threshold", "at_quality_less_delta", "at_quality"}
+    assert set(report["run_lengths"]) == {
+        "at_threshold", "at_quality_less_delta", "at_quality", "at_quality_with_one_who_calls_a_fifth_of_all_wrong",
+    }  # fmt: skip

@@ -23,6 +23,7 @@ from streams.prepare.near import NearIndex, signature, similarity
 from streams.prepare.rules import Prepared, prepare
 from streams.prepare.runs import Runs
 from streams.prepare.shard import counted
+from tests.ids import SPLIT_KEY
 
 POLICY = ModelPolicy()
 LONG = "i ordered a blue jacket in size medium ten days ago and it has still not arrived at my address in town"
@@ -31,7 +32,7 @@ LONG = "i ordered a blue jacket in size medium ten days ago and it has still not
 def row(prompt: str, completion: str = "parcel", at: int = 0, policy: ModelPolicy = POLICY, **fields: Any) -> dict[str, Any]:
     """A prepared row; `at` is its offset and, in milliseconds, its time."""
     envelope = Envelope(id=f"training.raw/0/{at}", type="RecordSubmitted", source="", time_ms=at)
-    made = prepare(RecordSubmitted(model="support", prompt=prompt, completion=completion, **fields), envelope, policy)
+    made = prepare(RecordSubmitted(model="support", prompt=prompt, completion=completion, **fields), envelope, policy, SPLIT_KEY)
     assert isinstance(made, Prepared), made
     return {**made.row, "partition": 0, "offset": at}
 

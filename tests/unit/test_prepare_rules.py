@@ -19,6 +19,7 @@ from streams.prepare import text as text_module
 from streams.prepare.pii import card, iban, ip, scrub
 from streams.prepare.rules import MAX_CHARACTERS, Dropped, Prepared, prepare
 from streams.prepare.text import noise, repair, repetitive
+from tests.ids import SPLIT_KEY
 
 ENVELOPE = Envelope(id="training.raw/0/7", type="RecordSubmitted", source="", time_ms=1_763_700_000_000)
 USER = Message(role="user", content="Where is my card?")
@@ -26,7 +27,7 @@ ASSISTANT = Message(role="assistant", content="card_arrival")
 
 
 def prepared(**fields: Any) -> Prepared | Dropped:
-    return prepare(RecordSubmitted(model="support", **fields), ENVELOPE, ModelPolicy())
+    return prepare(RecordSubmitted(model="support", **fields), ENVELOPE, ModelPolicy(), SPLIT_KEY)
 
 
 def row(**fields: Any) -> dict[str, Any]:

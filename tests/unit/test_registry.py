@@ -119,11 +119,13 @@ def test_what_cannot_be_rolled_back_is_refused() -> None:
     assert "no version 9" in refusal(on_rollback(state, RollbackRequested(model="support", to_version=9)), refuse)
 
 
-def live(version: int, quality: float | None, n: int, spread: float = 0.03, **fields: Any) -> PerformanceMeasured:
+def live(
+    version: int, quality: float | None, n: int, spread: float = 0.03, people: int = 0, **fields: Any
+) -> PerformanceMeasured:
     low, high = (None, None) if quality is None else (quality - spread, quality + spread)
     return PerformanceMeasured(
         model="support", version=version, metric="correct", requests=n, feedback_share=1.0, quality_n=n,
-        recent_n=n, recent_quality=quality, recent_low=low, recent_high=high, **fields,
+        recent_n=n, recent_people=people or n, recent_quality=quality, recent_low=low, recent_high=high, **fields,
     )
 
 
@@ -145,6 +147,7 @@ def test_a_champion_that_does_surely_worse_is_rolled_back() -> None:
     ("measured", "why"),
     [
         (live(2, 0.6, 99), "too few answers"),
+        (live(2, 0.6, 500, people=19), "too few people"),
         (live(2, 0.75, 500), "within what is tolerated of 0.87 - 0.1"),
         (live(2, 0.6, 500, spread=0.2), "not sure"),
         (live(2, 0.9, 500), "as good"),

@@ -13,8 +13,11 @@ SELECT
     i.model AS model,
     i.version AS version,
     i.inference_id AS inference_id,
+    i.subject_id AS subject_id,
+    -- Of live traffic. A request that names a version is somebody's try.
+    NOT match(i.requested, '@[0-9]+$') AS by_alias,
     i.ts AS answered_at,
-    f.first_ts AS scored_at,
+    greatest(f.first_ts, i.ts) AS scored_at,
     f.value = 'true' AS correct,
     f._partition AS _partition,
     f._offset AS _offset
@@ -26,7 +29,7 @@ FROM
           FROM tuneloop.feedback_given FINAL WHERE value IN ('true', 'false'))
     GROUP BY inference_id, metric_name
 ) AS f
-INNER JOIN (SELECT model, version, inference_id, ts FROM tuneloop.inference_served FINAL) AS i
+INNER JOIN (SELECT model, version, inference_id, subject_id, requested, ts FROM tuneloop.inference_served FINAL) AS i
     ON f.inference_id = i.inference_id
 INNER JOIN (SELECT model, quality_metric FROM tuneloop.model_policy FINAL) AS p
     ON p.model = i.model AND p.quality_metric = f.metric_name;
@@ -38,6 +41,7 @@ SELECT
     version,
     toStartOfMinute(answered_at) AS minute,
     count() AS n,
+    uniqExact(subject_id) AS people,
     avg(correct) AS quality,
     greatest(0, (quality + z * z / (2 * n) - z * sqrt(quality * (1 - quality) / n + z * z / (4 * n * n))) / (1 + z * z / n)) AS quality_low,
     least(1, (quality + z * z / (2 * n) + z * sqrt(quality * (1 - quality) / n + z * z / (4 * n * n))) / (1 + z * z / n)) AS quality_high
