@@ -62,9 +62,9 @@ def _budget(settings: Settings) -> Budget:
 
 
 def _store(settings: Settings) -> ArtifactStore:
-    from streams.artifacts import ArtifactStore
+    from streams.artifacts import open_store
 
-    return ArtifactStore(settings.artifact_root)
+    return open_store(*settings.artifact_place)
 
 
 def _prepare(settings: Settings, stop: threading.Event) -> None:
@@ -193,7 +193,7 @@ def _work(settings: Settings, stop: threading.Event) -> None:
     from trainers.worker import GROUP, TOPIC, WorkJob
 
     bootstrap = addresses(settings).bootstrap
-    child = long_job.WarmChild("trainers.work_child", (settings.artifact_root,))
+    child = long_job.WarmChild("trainers.work_child", settings.artifact_place)
     job = WorkJob(bootstrap, settings.models)
     child.wait_warm(stop)
     _say_ready(settings, GROUP)
@@ -206,7 +206,7 @@ def _gate(settings: Settings, stop: threading.Event) -> None:
     from trainers.gate.validate import GROUP, TOPIC, GateJob
 
     bootstrap = addresses(settings).bootstrap
-    child = long_job.WarmChild("trainers.gate.judge", (settings.artifact_root,))
+    child = long_job.WarmChild("trainers.gate.judge", settings.artifact_place)
     child.wait_warm(stop)
     _say_ready(settings, GROUP)
     job = GateJob(bootstrap, settings.models)
@@ -219,7 +219,7 @@ def _erase(settings: Settings, stop: threading.Event) -> None:
     from streams.erase.job import GROUP, TOPIC, EraseJob
 
     where = addresses(settings)
-    child = long_job.WarmChild("streams.erase.child", (where.bootstrap, where.clickhouse, settings.artifact_root),
+    child = long_job.WarmChild("streams.erase.child", (where.bootstrap, where.clickhouse, *settings.artifact_place),
                               at_once=False)
     _say_ready(settings, GROUP)
     job = EraseJob(where.bootstrap, settings.models)
@@ -237,7 +237,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     from serving.app import ServeSettings, run_serve
 
     serve_settings = ServeSettings(
-        bootstrap=where.bootstrap, artifacts=settings.artifact_root, identity_secret=identity_secret(settings),
+        bootstrap=where.bootstrap, artifacts=settings.artifact_place, identity_secret=identity_secret(settings),
         policies=settings.models, slots=settings.serve_slots,
     )
     run_serve(serve_settings, urlsplit(where.http).port or 8000, settings.serve_replicas)

@@ -53,6 +53,11 @@ class InferenceIds:
         return hmac.compare_digest(self._mac(rest[:32]), rest[32:])
 
 
+def derive_key(secret: bytes, purpose: str) -> bytes:
+    """A key of 32 bytes for one purpose: who has it knows neither the secret nor any other purpose's key."""
+    return hmac.new(secret, b"tuneloop/" + purpose.encode(), hashlib.sha256).digest()
+
+
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

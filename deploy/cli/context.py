@@ -45,9 +45,9 @@ class Context:
 
     @property
     def store(self) -> ArtifactStore:
-        from streams.artifacts import ArtifactStore
+        from streams.artifacts import open_store
 
-        return ArtifactStore(self.settings.artifact_root)
+        return open_store(*self.settings.artifact_place)
 
     def clickhouse(self) -> Client:
         from clickhouse_connect.driver.exceptions import ClickHouseError

@@ -36,7 +36,7 @@ from deploy.local.supervised import State, read_spec
 from deploy.settings import Settings
 from schemas.events import ModelStateChanged
 from schemas.policy import ModelPolicy
-from streams.artifacts import ArtifactStore
+from streams.artifacts import ArtifactStore, open_store
 from streams.clickhouse import connect, rows
 from streams.register import read_registry
 from tests.broker import until
@@ -128,7 +128,7 @@ class System:
 
     @property
     def store(self) -> ArtifactStore:
-        return ArtifactStore(self.settings.artifact_root)
+        return open_store(*self.settings.artifact_place)
 
     @property
     def clickhouse(self) -> Client:

@@ -12,11 +12,12 @@ import pytest
 from schemas.events import ShardRef, ShardSet
 from streams import failpoints
 from streams.artifacts import ArtifactError, ArtifactStore, folder_digest, get_shard_set, put_shard_set
+from tests.stores import store_at
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path / "store"))
+    return store_at(tmp_path / "store")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from streams.erase import child, compact, find, shards
 from streams.erase.job import EraseJob
 from streams.erased import Erased
 from tests.broker import fresh, fresh_topic, open_transaction, publish
+from tests.stores import store_at
 
 SECRET = b"a secret of sixteen bytes or more"
 BEFORE, LATE, OTHERS = ("chatcmpl-" + letter * 44 for letter in "abc")
@@ -27,7 +28,7 @@ BEFORE, LATE, OTHERS = ("chatcmpl-" + letter * 44 for letter in "abc")
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path / "artifacts"))
+    return store_at(tmp_path / "artifacts")
 
 
 def request(subject: str, **fields: Any) -> e.ErasureRequested:

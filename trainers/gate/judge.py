@@ -17,7 +17,7 @@ import numpy as np
 from schemas.events import CandidateTrained, ModelStateChanged, Version
 from schemas.policy import ModelPolicy
 from serving.engine import AdapterError, Engine, EngineError, Request, same_fingerprint
-from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set
+from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
 from streams.registry import find
 from trainers.dataset import Row, holdout, read_rows
 from trainers.gate.statistics import Comparison, non_inferiority, superiority
@@ -30,9 +30,9 @@ class RefusedError(RuntimeError):
     """The candidate cannot even be compared; the message is the verdict's reason."""
 
 
-def make(artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
-    """What the warm child runs for each request."""
-    store = ArtifactStore(artifacts)
+def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
+    """What the warm child runs for each request; `artifacts` are the arguments of `open_store`."""
+    store = open_store(*artifacts)
     return lambda request, report: judge(request, report, store)
 
 
