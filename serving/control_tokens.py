@@ -18,8 +18,8 @@ from jinja2 import Environment, TemplateError
 
 # Marks of a template that are plain text to its tokenizer, such as [INST], <<SYS>> or <start_of_turn>.
 _MARK = re.compile(r"<<?[/|]?[A-Za-z_][^<>\s]{0,60}>>?|\[/?[A-Z][A-Z_]+\]")
-# Tokens that somebody added for words or for runs of spaces: text, not control.
-_WORDS = re.compile(r"[\w\s.,'-]*")
+# Tokens for words, for runs of spaces and for single bytes: text, not control.
+_WORDS, _BYTE = re.compile(r"[\w\s.,'-]*"), re.compile("<0x[0-9A-F]{2}>")
 _BREAKS, _REMOVALS = 3, 3
 
 
@@ -66,14 +66,17 @@ def controls_of(tokenizer: Any, template: str) -> Controls:
 def _read(tokenizer: Any, template: str) -> Controls:
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     # Characters that a tokenizer does not know become its unknown token: that is text.
-    special = {token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id or token in ends}
-    added = {
-        token: str(one) for token, one in tokenizer.added_tokens_decoder.items()
-        if token in special or (token != tokenizer.unk_token_id and not _WORDS.fullmatch(str(one)))
+    special = set(tokenizer.all_special_ids)
+    added = {token: str(one) for token, one in tokenizer.added_tokens_decoder.items()}
+    named = added | dict(zip(sorted(special), tokenizer.convert_ids_to_tokens(sorted(special)), strict=True))
+    controls = {
+        token: text for token, text in named.items()
+        if (token != tokenizer.unk_token_id or token in ends) and not _BYTE.fullmatch(text)
+        and (token in special or not _WORDS.fullmatch(text))
     }  # fmt: skip
-    texts = {*added.values(), *tokenizer.convert_ids_to_tokens(sorted(special))}
+    texts = set(controls.values())
     marks = {mark for text in _shown(tokenizer, template) for mark in _MARK.findall(text)} - texts
-    return Controls(frozenset(special | added.keys()), tuple(sorted(texts)), tuple(sorted(marks)))
+    return Controls(frozenset(controls), tuple(sorted(texts)), tuple(sorted(marks)))
 
 
 def _shown(tokenizer: Any, template: str) -> list[str]:
