@@ -93,9 +93,10 @@ def _copy_file(source: Path, target: Path, limit: int) -> None:
     except OSError as error:
         reason = f"{source} is a link or cannot be read ({error.strerror}): put the file itself there"
         raise BaseError(reason) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BaseError(f"{source} is no regular file: put the file itself there")
     with os.fdopen(handle, "rb") as reader, target.open("xb") as writer:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise BaseError(f"{source} is no regular file: put the file itself there")
         copied = 0
         while piece := reader.read(1 << 20):
             copied += len(piece)
