@@ -67,9 +67,9 @@ def _budget(settings: Settings) -> Budget:
 
 
 def _store(settings: Settings) -> ArtifactStore:
-    from streams.artifacts import ArtifactStore
+    from streams.artifacts import open_store
 
-    return ArtifactStore(settings.artifact_root)
+    return open_store(*settings.artifact_place)
 
 
 def _prepare(settings: Settings, stop: threading.Event) -> None:
@@ -203,7 +203,7 @@ def _work(settings: Settings, stop: threading.Event) -> None:
     from trainers.worker import GROUP, TOPIC, WorkJob
 
     bootstrap = addresses(settings).bootstrap
-    child = long_job.WarmChild("trainers.work_child", (settings.artifact_root,))
+    child = long_job.WarmChild("trainers.work_child", settings.artifact_place)
     job = WorkJob(bootstrap, settings.models)
     child.wait_warm(stop)
     _say_ready(settings, GROUP)
@@ -216,7 +216,7 @@ def _gate(settings: Settings, stop: threading.Event) -> None:
     from trainers.gate.validate import GROUP, TOPIC, GateJob
 
     bootstrap = addresses(settings).bootstrap
-    child = long_job.WarmChild("trainers.gate.judge", (settings.artifact_root,))
+    child = long_job.WarmChild("trainers.gate.judge", settings.artifact_place)
     child.wait_warm(stop)
     _say_ready(settings, GROUP)
     job = GateJob(bootstrap, settings.models)
@@ -229,7 +229,7 @@ def _erase(settings: Settings, stop: threading.Event) -> None:
     from streams.erase.job import GROUP, TOPIC, EraseJob
 
     where = addresses(settings)
-    child = long_job.WarmChild("streams.erase.child", (where.bootstrap, where.clickhouse, settings.artifact_root),
+    child = long_job.WarmChild("streams.erase.child", (where.bootstrap, where.clickhouse, *settings.artifact_place),
                               at_once=False)
     _say_ready(settings, GROUP)
     job = EraseJob(where.bootstrap, settings.models)
@@ -247,7 +247,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     from serving.app import ServeSettings, run_serve
 
     serve_settings = ServeSettings(
-        bootstrap=where.bootstrap, artifacts=settings.artifact_root,
+        bootstrap=where.bootstrap, artifacts=settings.artifact_place,
         identity_secret_file=str(settings.secret_file.absolute()), environment=credentials(settings),
         policies=settings.models, slots=settings.serve_slots,
     )

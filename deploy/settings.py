@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from schemas.names import WANTED, is_name
 from schemas.policy import ModelPolicy
 from schemas.topics import MAX_REFUSED
 
@@ -94,6 +95,11 @@ class Settings:
         return self.artifacts or str(self.data / "artifacts")
 
     @property
+    def artifact_place(self) -> tuple[str, str, str]:
+        """The arguments of `streams.artifacts.open_store`: root, folder for copies, the secret's file."""
+        return self.artifact_root, str(self.data / "cache" / "artifacts"), str(self.secret_file.absolute())
+
+    @property
     def secret_file(self) -> Path:
         return Path(self.identity_secret_file) if self.identity_secret_file else self.data / "secrets" / "identity"
 
@@ -165,6 +171,8 @@ def _models(tables: Any, path: Path) -> dict[str, ModelPolicy]:
         raise SettingsError(f"{path}: models: expected tables [models.NAME], got {tables!r}")
     models = {}
     for name, table in tables.items():
+        if not is_name(name):
+            raise SettingsError(f"{path}: models.{name}: a model's name has {WANTED}")
         try:
             models[name] = msgspec.convert(table, ModelPolicy)
         except msgspec.ValidationError as error:

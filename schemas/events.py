@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import msgspec
 
+from schemas.names import Name
+
 
 # gc=False: an event is a tree, so no cycle can keep it; the collector need not walk what arrives by the thousand.
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -24,13 +26,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A fact about one model. `model` is the name an application asks for, such as `support`."""
 
-    model: str
+    model: Name
 
 
 class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
     """Where one committed Parquet shard lies and what it must hash to (sha256 of its bytes)."""
 
-    shard_id: str
+    shard_id: Name
     path: str
     digest: str
     rows: int
@@ -85,7 +87,7 @@ class ShardWritten(Event, frozen=True, kw_only=True):
     to forget somebody is said again under its own id: `erased` rows fewer, the digest before it in `replaces`.
     """
 
-    shard_id: str
+    shard_id: Name
     path: str
     digest: str
     size_bytes: int
@@ -118,7 +120,7 @@ class JobRequested(Event, frozen=True, kw_only=True):
 
     job_id: str
     reason: str
-    base: str
+    base: Name
     base_path: str
     base_digest: str
     parent_version: int = 0
@@ -171,7 +173,7 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     job_id: str
     digest: str
     path: str
-    base: str
+    base: Name
     base_path: str
     base_digest: str
     parent_version: int
@@ -219,7 +221,7 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     champion_version: int
     checks: list[Check]
     path: str
-    base: str
+    base: Name
     base_digest: str
     fingerprint: list[float] = []
     new_data: ShardSet
@@ -237,7 +239,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: str
     path: str
-    base: str
+    base: Name
     base_digest: str
     job_id: str
     fingerprint: list[float]
@@ -256,7 +258,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 class ModelStateChanged(Event, frozen=True, kw_only=True):
     """The whole state of one model after a change; 0 stands for "none" (the base answers)."""
 
-    base: str
+    base: Name
     epoch: int
     champion: int
     previous: int
@@ -342,7 +344,7 @@ class InferenceServed(Event, frozen=True, kw_only=True):
     inference_id: str
     version: int
     requested: str
-    base: str
+    base: Name
     digest: str = ""
     subject_id: str
     conversation_id: str
@@ -431,9 +433,9 @@ class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
     under which identity secret the hash was made.
     """
 
-    erasure_id: str
-    subject_hash: str
-    key_id: str
+    erasure_id: Name
+    subject_hash: Name
+    key_id: Name
     subject_id: str = ""
     requested_by: str = ""
     inferences: str = ""
@@ -442,7 +444,7 @@ class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
 class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter that learned from rows that are erased now."""
 
-    model: str
+    model: Name
     version: int
     digest: str
 
@@ -453,8 +455,8 @@ class ErasureCompleted(msgspec.Struct, frozen=True, kw_only=True):
     `tombstones` counts records by topic; `shards` and `rows` what was rewritten; `adapters` learned from those rows.
     """
 
-    erasure_id: str
-    subject_hash: str
+    erasure_id: Name
+    subject_hash: Name
     tombstones: dict[str, int]
     shards: int
     rows: int

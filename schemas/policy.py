@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import msgspec
 
+from schemas.names import Name
+
 AUGMENTATIONS = ("unpunctuated", "swapped", "dropped")
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy of one model. Shares and losses are fractions of 1, times are in seconds."""
 
-    base: str = "pydoc-4m"
+    base: Name = "pydoc-4m"
     quality_metric: str = "correct"
     metrics: dict[str, str] = msgspec.field(default_factory=lambda: {"correct": "boolean", "rating": "float"})
     # a score at or above its metric's threshold is a good answer to learn from, one below it a bad one

@@ -6,7 +6,6 @@ is `serving.lora`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,14 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-CONFIG_FILE = "adapter_config.json"
+from serving.adapter_config import AdapterConfig, AdapterConfigError, read_adapter_config
+
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Each changes the arithmetic; ignoring one would serve another model than the one that was validated.
-UNSUPPORTED = (
-    "use_dora", "lora_bias", "modules_to_save", "target_parameters", "layer_replication",
-    "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora",
-)  # fmt: skip
 
 
 class AdapterError(Exception):
@@ -52,9 +47,21 @@ class Fit:
 def read_adapter(adapter_dir: Path, fit: Fit) -> Adapter:
     """Read the adapter in `adapter_dir` for the base that `fit` describes.
 
-    Raises AdapterError for what is missing, damaged, not safetensors, unsupported, or for another base.
+    Raises AdapterError, and nothing else, for what is missing, damaged, not safetensors, unsupported, or for another
+    base.
     """
-    config = _read_config(adapter_dir)
+    try:
+        return _read(adapter_dir, fit)
+    except AdapterError:
+        raise
+    except AdapterConfigError as error:
+        raise AdapterError(str(error)) from error
+    except Exception as error:  # whatever else a stranger's file brings a library to do
+        raise AdapterError(f"{adapter_dir} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read(adapter_dir: Path, fit: Fit) -> Adapter:
+    config = read_adapter_config(adapter_dir)
     tensors = _read_tensors(adapter_dir)
     _check_vocabulary(adapter_dir, fit.vocabulary)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
@@ -64,32 +71,12 @@ def read_adapter(adapter_dir: Path, fit: Fit) -> Adapter:
         module, side = _split_key(adapter_dir, key)
         if module not in fit.linears:
             raise AdapterError(f"{adapter_dir} is for another base: this one has no linear layer {module!r}")
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{adapter_dir} is damaged: {key} holds NaN or infinity")
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise AdapterError(f"{adapter_dir} is damaged: {key} holds NaN, infinity, or no floating-point numbers")
         pairs.setdefault(module, {})[side] = tensor
     _check_targets(adapter_dir, config, pairs.keys(), fit.linears.keys())
     return Adapter({module: _pair(adapter_dir, config, module, sides, fit.linears[module])
                     for module, sides in pairs.items()})  # fmt: skip
-
-
-def _read_config(adapter_dir: Path) -> dict[str, Any]:
-    path = adapter_dir / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"no adapter in {adapter_dir}: {CONFIG_FILE} is missing") from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path} does not describe a LoRA adapter (peft_type must be LORA)")
-    used = [name for name in UNSUPPORTED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        used.append("bias")
-    if used:
-        raise AdapterError(f"{adapter_dir} uses {', '.join(used)}; only plain LoRA on linear layers is served")
-    if not isinstance(config.get("r"), int) or not config.get("target_modules"):
-        raise AdapterError(f"{path} is damaged: r or target_modules is missing")
-    return config
 
 
 def _read_tensors(adapter_dir: Path) -> dict[str, torch.Tensor]:
@@ -141,15 +128,11 @@ def _check_vocabulary(adapter_dir: Path, vocabulary: Mapping[str, int]) -> None:
         raise AdapterError(f"{adapter_dir} is for another base: its tokenizer has another vocabulary")
 
 
-def _check_targets(adapter_dir: Path, config: dict[str, Any], found: Any, linears: Any) -> None:
+def _check_targets(adapter_dir: Path, config: AdapterConfig, found: Any, linears: Any) -> None:
     """Every layer of the base that the config names must have weights (a shallower base has fewer)."""
-    if any(config.get(name) for name in ("layers_to_transform", "layers_pattern", "exclude_modules")):
+    if config.partial:
         return
-    targets = config["target_modules"]
-    if isinstance(targets, str):
-        expected = {name for name in linears if re.fullmatch(targets, name)}
-    else:
-        expected = {name for name in linears if any(name == t or name.endswith(f".{t}") for t in targets)}
+    expected = {name for name in linears if config.targets(name)}
     missing = sorted(expected - set(found))
     if missing:
         raise AdapterError(
@@ -160,7 +143,7 @@ def _check_targets(adapter_dir: Path, config: dict[str, Any], found: Any, linear
 
 def _pair(
     adapter_dir: Path,
-    config: dict[str, Any],
+    config: AdapterConfig,
     module: str,
     sides: dict[str, torch.Tensor],
     size: tuple[int, int],
@@ -175,17 +158,10 @@ def _pair(
             f"{adapter_dir} is for another base: {module!r} has A {tuple(down.shape)} and B {tuple(up.shape)}, "
             f"the base's layer is {size[0]} → {size[1]}"
         )
-    declared = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    declared = config.rank_of(module)
     if declared != rank:
         raise AdapterError(f"{adapter_dir} is damaged: {module!r} has rank {rank}, its config says {declared}")
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return down, up.float() * scaling
-
-
-def _by_pattern(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a key is a regular expression for the end of the module's path; the first one wins."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    up = up.float() * (config.alpha_of(module) / (math.sqrt(rank) if config.use_rslora else rank))
+    if not torch.isfinite(up).all():
+        raise AdapterError(f"{adapter_dir} is damaged: {module!r} becomes infinite when it is scaled")
+    return down, up

@@ -22,7 +22,7 @@ from schemas.identity import InferenceIds
 from schemas.policy import ModelPolicy
 from serving.errors import ApiError
 from streams import kafka
-from streams.artifacts import ArtifactStore
+from streams.artifacts import open_store
 
 APP_NAME = "tuneloop"
 api = FastAPI(title="Tuneloop", docs_url=None, redoc_url=None, openapi_url=None)
@@ -54,7 +54,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a replica needs to know, as plain values; `environment` says where the files with credentials lie."""
 
     bootstrap: str
-    artifacts: str
+    artifacts: tuple[str, ...]  # the arguments of `open_store`
     identity_secret_file: str
     policies: dict[str, ModelPolicy]
     environment: dict[str, str] = {}
@@ -88,7 +88,7 @@ class GatewayDeployment:
         def say(event: AdapterLoaded) -> None:
             kafka.produce(self._producer, kafka.out(event, source=SOURCE, subject=f"{event.model}@{event.version}"))
 
-        store = ArtifactStore(settings.artifacts)
+        store = open_store(*settings.artifacts)
         self._follower = Follower(settings.policies, store, replica, say, make_engine)
         ids = InferenceIds(Path(settings.identity_secret_file).read_text().strip().encode())
         self._gateway = Gateway(self._follower, settings.policies, ids, self._producer, replica)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from serving.model_files import ModelFilesError, check_model_files
 from serving.prompts import encode_prompt
 from serving.slots import ATTENTION, SlotCache, Step, Turn, pack
 
@@ -61,15 +62,8 @@ def load_base(base_dir: Path) -> Base:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base_dir,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype="auto" if device.type == "cuda" else torch.float32,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        model, tokenizer = load_model(base_dir, "auto" if device.type == "cuda" else torch.float32)
+    except ModelFilesError as error:
         raise EngineError(f"no base model can be loaded from {base_dir}: {error}") from error
     model = model.to(device).eval().requires_grad_(False)
     base = Base(
@@ -84,6 +78,28 @@ def load_base(base_dir: Path) -> Base:
     )
     _prove(base, base_dir)
     return base
+
+
+def load_model(folder: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    """Model and tokenizer out of local files. Raises `ModelFilesError`, whatever it was that did not load."""
+    check_model_files(folder)
+    try:
+        model = _load_weights(folder, dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a stranger's files reach deep into two libraries: any error refuses them
+        raise ModelFilesError(f"{type(error).__name__}: {error}") from error
+    return model, tokenizer
+
+
+def _load_weights(folder: Path, dtype: torch.dtype | str) -> Any:
+    # Said outright: what the files say of it could be the name of a package with code.
+    how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **how)
+    except (ValueError, ImportError) as error:
+        if "attention" not in str(error):
+            raise
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
 
 
 def choose_threads(base: Base, threads: int | None) -> int:

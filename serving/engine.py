@@ -21,7 +21,7 @@ from serving.base import EngineError, choose_threads, load_base
 from serving.detokenize import TextStream
 from serving.holders import Holders
 from serving.lora import AdapterBank
-from serving.prompts import encode_prompt
+from serving.prompts import ControlTokenError, encode_prompt
 from serving.rows import Row
 from serving.slots import SlotCache, Turn, pack
 from serving.step_loop import EngineClosed, StepLoop
@@ -157,6 +157,8 @@ class Engine:
         try:
             with self._encoding:
                 prompt = encode_prompt(self._base.tokenizer, request.messages)
+        except ControlTokenError as error:
+            raise PromptError(str(error)) from error
         except (TemplateError, KeyError, TypeError, ValueError) as error:
             raise PromptError(f"the messages do not fit the model's chat template: {error}") from error
         if not prompt:

@@ -166,12 +166,23 @@ class Follower:
             self._loads += 1
             name = f"{model}@{entry.version}/{entry.digest[:12]}/{self._loads}"
             engine.load(name, folder)
-        except (ArtifactError, AdapterError, EngineError) as error:
+        except (ArtifactError, AdapterError, EngineError, RouteError) as error:
             raise RouteError(str(error)) from error
-        if entry.fingerprint and not same_fingerprint(engine.fingerprint(name), entry.fingerprint):
-            engine.unload(name)
-            raise RouteError("the loaded adapter does not reproduce its candidate's logits")
+        except Exception as error:  # a stranger's files may raise anything; the follower must go on and say so
+            log.exception("%s@%d does not load", model, entry.version if entry else 0)
+            raise RouteError(f"loading failed: {type(error).__name__}: {error}") from error
+        self._compare(engine, name, entry)
         return Route(model, entry.version, base, engine, name, entry.digest)
+
+    def _compare(self, engine: Engine, name: str, entry: Version) -> None:
+        """Unload what does not answer as its candidate did. Raises `RouteError`."""
+        try:
+            if entry.fingerprint and not same_fingerprint(engine.fingerprint(name), entry.fingerprint):
+                raise RouteError("the loaded adapter does not reproduce its candidate's logits")
+        except Exception as error:
+            engine.unload(name)
+            reason = str(error) if isinstance(error, RouteError) else f"its logits cannot be had: {error}"
+            raise RouteError(reason) from error
 
     def _engine(self, name: str, digest: str) -> Engine:
         base = self._bases.get(name)

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from schemas.events import ErasureCompleted
 from schemas.identity import key_id, parse_answer_id, subject_hash
 from streams import kafka
-from streams.artifacts import ArtifactError, ArtifactStore
+from streams.artifacts import ArtifactStore, MissingArtifactError
 
 TOPIC = "subjects.erasures"
 # A request is this old at most before every consumer knows of it; `streams.erase` waits longer before it looks.
@@ -134,7 +134,7 @@ def _path(erasure: str) -> str:
 
 def put_inferences(store: ArtifactStore, erasure: str, inferences: set[str]) -> str:
     """Store the ids of a subject's inferences; they say nothing of the person."""
-    store.put_bytes(_path(erasure), msgspec.json.encode(sorted(inferences)))
+    store.put_proven(_path(erasure), msgspec.json.encode(sorted(inferences)))
     return _path(erasure)
 
 
@@ -148,8 +148,8 @@ def late_inferences(store: ArtifactStore, hashed: str) -> set[str]:
 
 
 def read_inferences(store: ArtifactStore, erasure: str) -> list[str]:
-    """What was stored last; nothing where nothing was."""
+    """What was stored last; nothing where nothing was. Raises `ArtifactError` for a list that somebody else wrote."""
     try:
-        return msgspec.json.decode(store.read_bytes(_path(erasure)), type=list[str])
-    except ArtifactError:
+        return msgspec.json.decode(store.read_proven(_path(erasure)), type=list[str])
+    except MissingArtifactError:
         return []

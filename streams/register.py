@@ -24,6 +24,7 @@ from schemas.events import (
 )
 from schemas.policy import ModelPolicy
 from streams import kafka, registry
+from streams.artifact_paths import ArtifactError, check_content_path
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
 from streams.registry import Outcome
@@ -53,7 +54,8 @@ class RegisterStep:
                 continue
             try:
                 envelope, event = kafka.decode(record)
-            except ContractError as error:
+                _check_paths(event)
+            except (ContractError, ArtifactError) as error:
                 self._budget.count(refused=True)
                 outs.append(dead_letter(GROUP, record, str(error)))
                 continue
@@ -90,14 +92,28 @@ class RegisterStep:
         return outs
 
     def _add_base(self, envelope: Envelope, event: BaseAddRequested) -> list[Out]:
-        base = BaseRegistered(**msgspec.structs.asdict(event))
-        if self._bases.get(event.model) == base:
+        """A name stands for the same weights for ever: adapters were trained on them, and versions name it."""
+        known = self._bases.get(event.model)
+        if known is None:
+            base = BaseRegistered(**msgspec.structs.asdict(event))
+            self._bases[event.model] = base
+            line = DecisionMade(
+                model=event.model, decision="base-added", reason=event.architecture, digest=event.digest
+            )
+            return [_said(base, envelope), _said(line, envelope)]
+        if known.digest == event.digest:
             return []
-        self._bases[event.model] = base
-        line = DecisionMade(
-            model=event.model, decision="base-added", reason=event.architecture, digest=event.digest
-        )
-        return [_said(base, envelope), _said(line, envelope)]
+        reason = f"base {event.model} has other weights ({known.digest[:12]}): add these under a new name"
+        line = DecisionMade(model=event.model, decision="command-refused", reason=reason, digest=event.digest)
+        return [_said(line, envelope)]
+
+
+def _check_paths(event: Any) -> None:
+    """What is served later lies where its content says. Raises `ArtifactError`."""
+    if isinstance(event, BaseAddRequested):
+        check_content_path("bases", event.path, event.digest)
+    elif isinstance(event, VerdictReached):
+        check_content_path("adapters", event.path, event.digest)
 
 
 def _said(fact: msgspec.Struct, cause: Envelope) -> Out:

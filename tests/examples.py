@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import msgspec
@@ -32,19 +33,24 @@ _FIXED: dict[str, Any] = {
     "value": True,
     "kind": "sft",
 }
-_IDS = ("record_id", "feedback_id", "shard_id", "job_id", "drift_id", "subject_id", "digest")
+_IDS = ("record_id", "feedback_id", "shard_id", "job_id", "drift_id", "subject_id")
 _BY_TYPE: dict[str, Any] = {"StrType": "word", "IntType": 1, "FloatType": 0.5, "BoolType": True, "DictType": {}}
 
 
 def example(event: type[msgspec.Struct], model: str, **fields: Any) -> Any:
     """An event of this type, every required field filled; `fields` as given."""
     values: dict[str, Any] = {}
+    digest = fields.get("digest") or uuid.uuid4().hex * 2
     for field in msgspec.inspect.type_info(event).fields:  # type: ignore[attr-defined]
         name = field.name
         if name == "model":
             values[name] = model
         elif name == "inference_id":
             values[name] = answer(fresh("inference"))
+        elif name == "digest":
+            values[name] = digest
+        elif name == "path":
+            values[name] = f"{'bases' if event.__name__.startswith('Base') else 'adapters'}/{digest}"
         elif name in _IDS:
             values[name] = fresh(name.removesuffix("_id"))
         elif name in _FIXED:

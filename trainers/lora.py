@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from serving.adapter_config import CONFIG_FILE, AdapterConfigError, read_adapter_config
+from serving.base import load_model
+from serving.model_files import ModelFilesError
 from trainers.packing import Encoded, pack, supervised_logits
 from trainers.progress import TrainingError
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 SMALL_PARAMETERS, ALL_THREADS = 100_000_000, torch.get_num_threads()
 PROBE = (Encoded(tuple(range(1, 9)), 2), Encoded(tuple(range(9, 14)), 2))
 
@@ -69,11 +71,8 @@ def _load_base(base_dir: Path) -> Base:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _compute_dtype(device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base_dir, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
-        )
-        tokenizer = AutoTokenizer.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, tokenizer = load_model(base_dir, dtype)
+    except ModelFilesError as error:
         raise TrainingError(f"no base model can be loaded from {base_dir}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise TrainingError(f"the tokenizer in {base_dir} has no eos_token: an answer could never end")
@@ -111,7 +110,11 @@ def attached(
     config.inference_mode = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = get_peft_model(base.model, config)
+        try:
+            model = get_peft_model(base.model, config)
+        except Exception as error:
+            _load_base.cache_clear()  # some of its layers may be wrapped: the next job gets a new one
+            raise TrainingError(f"the adapter does not fit base {base.name!r}: {error}") from error
     try:
         if parent:
             _load_weights(model, parent, base, parent_share)
@@ -129,15 +132,22 @@ def _new_config(shape: AdapterShape) -> LoraConfig:
     )  # fmt: skip
 
 
-def _parent_config(parent: Path, base: Base) -> PeftConfig:
+def _parent_config(parent: Path, base: Base) -> LoraConfig:
+    """PEFT's configuration with what serving reads of the parent's, and nothing else that stands in the file."""
     try:
-        config = PeftConfig.from_pretrained(str(parent))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        said = read_adapter_config(parent)
+    except AdapterConfigError as error:
         raise TrainingError(f"{parent / CONFIG_FILE} of the parent adapter cannot be read: {error}") from error
-    if config.base_model_name_or_path != base.name:
-        named = config.base_model_name_or_path
+    if said.base_model_name_or_path != base.name:
+        named = said.base_model_name_or_path
         raise TrainingError(f"parent adapter {parent} is for base {named!r}, this job trains {base.name!r}")
-    return config
+    return LoraConfig(
+        r=said.r, lora_alpha=said.lora_alpha, lora_dropout=said.lora_dropout, use_rslora=said.use_rslora,
+        target_modules=said.target_modules, exclude_modules=said.exclude_modules,
+        layers_to_transform=said.layers_to_transform, layers_pattern=said.layers_pattern,
+        rank_pattern=said.rank_pattern or {}, alpha_pattern=said.alpha_pattern or {}, task_type="CAUSAL_LM",
+        base_model_name_or_path=base.name,
+    )  # fmt: skip
 
 
 def _load_weights(model: Any, parent: Path, base: Base, share: float) -> None:

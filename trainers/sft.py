@@ -6,6 +6,7 @@ card. Knows nothing of topics, jobs or stores. The base stays loaded between cal
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -18,11 +19,13 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy
 
+from serving.prompts import ControlTokenError
 from trainers.lora import AdapterShape, Base, attached, load_base, save_adapter
 from trainers.packing import Batch, Encoded, Example, encode_example, pack, supervised_logits, thinned
 from trainers.progress import Progress, Trained, TrainingError, TrainingStopped
 
 __all__ = ["Example", "Progress", "Recipe", "Trained", "TrainingError", "TrainingStopped", "load_base", "train"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,27 @@ def train(
         raise TrainingError("no examples to train on: the job's shards hold none for this model")
     base = load_base(base_dir)
     torch.set_num_threads(recipe.threads or base.good_threads)
-    encoded = [encode_example(base.tokenizer, example, recipe.max_length) for example in examples]
+    encoded = _encoded(base, examples, recipe.max_length)
     shape = AdapterShape(recipe.rank, recipe.alpha, recipe.dropout)
     with attached(base, shape, parent_adapter, recipe.seed, recipe.parent_share) as model:
         trained = _run(model, base, encoded, recipe, on_progress, should_stop)
         model.eval()
         save_adapter(model, model_card(base.name, recipe, trained, parent_adapter is not None), out_dir)
     return trained
+
+
+def _encoded(base: Base, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+    """The examples as tokens, without those that cannot be told from the model's control tokens: one row of one person
+    stops no job."""
+    encoded = []
+    for example in examples:
+        try:
+            encoded.append(encode_example(base.tokenizer, example, max_length))
+        except ControlTokenError as error:
+            log.warning("an example is left out: %s", error)
+    if not encoded:
+        raise TrainingError(f"none of {len(examples)} examples can be trained on: each holds control tokens")
+    return encoded
 
 
 def _run(

@@ -18,7 +18,7 @@ import msgspec
 from schemas.events import JobRequested
 from schemas.policy import ModelPolicy
 from serving.engine import Engine
-from streams.artifacts import ArtifactStore, get_shard_set
+from streams.artifacts import ArtifactStore, get_shard_set, open_store
 from trainers import sft
 from trainers.dataset import Row, TrainingSet, read_rows, training_set
 
@@ -29,9 +29,9 @@ class JobError(RuntimeError):
     """A job cannot be done as it was asked for; the message says why."""
 
 
-def make(artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
-    """What the warm child runs for each request."""
-    store = ArtifactStore(artifacts)
+def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
+    """What the warm child runs for each request; `artifacts` are the arguments of `open_store`."""
+    store = open_store(*artifacts)
     return lambda request, report: train(request, report, store)
 
 

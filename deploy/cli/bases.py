@@ -26,13 +26,15 @@ def ls(format: Format = Format.table) -> None:
         }
         for base in bases.values()
     ]  # fmt: skip
-    show(rows, format, "no base is registered yet; add one with `tuneloop base add NAME PATH-OR-ID`")
+    show(rows, format, "no base is registered yet; add one with `tuneloop base add NAME SOURCE`")
 
 
 @app.command("add")
 def add(
     name: str,
-    source: Annotated[str, typer.Argument(metavar="PATH-OR-ID", help="folder in Hugging Face layout, or an id")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="folder in Hugging Face layout, or hf:ORG/NAME@REVISION")
+    ],
 ) -> None:
     """Check a base, copy it into the artifact store and register it."""
     with err.status(f"taking {source} in"):

@@ -50,12 +50,12 @@ class Context:
 
     @property
     def store(self) -> ArtifactStore:
-        from streams.artifacts import ArtifactStore
+        from streams.artifacts import open_store
 
         settings = self.settings
         if not settings.artifacts:
             data_folder(settings.data)
-        return ArtifactStore(settings.artifact_root)
+        return open_store(*settings.artifact_place)
 
     def clickhouse(self) -> Client:
         from clickhouse_connect.driver.exceptions import ClickHouseError

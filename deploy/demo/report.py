@@ -16,7 +16,7 @@ from deploy.demo.chart import draw
 from deploy.demo.desk import Desk
 from deploy.demo.memory import PeakMemory
 from deploy.demo.stage import MODEL, DemoError, Stage
-from streams.artifacts import ArtifactStore
+from streams.artifacts import open_store
 from streams.clickhouse import connect, rows
 from streams.register import read_registry
 
@@ -34,7 +34,7 @@ def report(stage: Stage, desk: Desk, memory: PeakMemory, pace: float, out_dir: P
     policy = stage.settings.models[MODEL]
     heldout = figures.heldout_accuracy(
         [entry for entry in states[MODEL].versions if entry.version in (1, 2)], bases[policy.base].path,
-        ArtifactStore(stage.settings.artifact_root), stage.plan.heldout, policy.max_tokens,
+        open_store(*stage.settings.artifact_place), stage.plan.heldout, policy.max_tokens,
     )
     picture = draw(client, MODEL, at, out_dir / "live_accuracy.png")
     jobs = rows(client, "SELECT count() AS n FROM tuneloop.job_requested FINAL WHERE model = {m:String}", m=MODEL)

@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.events import ErasureRequested, ShardWritten
 from streams import erased, failpoints, kafka
-from streams.artifacts import ArtifactStore
+from streams.artifacts import ArtifactStore, open_store
 from streams.clickhouse import connect
 from streams.erase import shards, tables
 from streams.erase.compact import compact_away, restore_settings
@@ -34,9 +34,9 @@ WAIT_S = 900.0
 Report = Callable[[Any], None]
 
 
-def make(bootstrap: str, clickhouse: str, artifacts: str) -> Callable[[Any, Report], Any]:
-    """The function that the child runs for each request."""
-    store = ArtifactStore(artifacts)
+def make(bootstrap: str, clickhouse: str, *artifacts: str) -> Callable[[Any, Report], Any]:
+    """The function that the child runs for each request; `artifacts` are the arguments of `open_store`."""
+    store = open_store(*artifacts)
 
     def work(request: Any, report: Report) -> Any:
         return Erasure(bootstrap, clickhouse, store, request, report).done()
@@ -81,13 +81,13 @@ class Erasure:
         gathered.forget(self._store, self._standing(changed))
         receipt = {"tombstones": self._counted, "rewritten": len(changed), "adapters": taught, "rows": self._rows}
         noted = msgspec.json.encode({"receipt": receipt, "shards": [one.shard_id for one in changed]})
-        self._store.put_bytes(self._notes, noted)
+        self._store.put_proven(self._notes, noted)
         self._forget_the_name()
         return msgspec.to_builtins(receipt | {"shards": changed})  # type: ignore[no-any-return]
 
     def _said_before(self) -> dict[str, Any]:
         """Of a request that has lost its subject all is done, and noted what was. Others may have gone on since."""
-        noted = msgspec.json.decode(self._store.read_bytes(self._notes))
+        noted = msgspec.json.decode(self._store.read_proven(self._notes))
         said = [one for one in read_committed_shards(self._bootstrap) if one.shard_id in noted["shards"]]
         return noted["receipt"] | {"shards": msgspec.to_builtins(shards.outdated(self._store, said))}  # type: ignore[no-any-return]
 

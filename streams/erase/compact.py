@@ -16,7 +16,7 @@ import msgspec
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from streams import failpoints, kafka
-from streams.artifacts import ArtifactError, ArtifactStore
+from streams.artifacts import ArtifactStore, MissingArtifactError
 from streams.erase.find import Place
 from streams.kafka import Out
 
@@ -65,7 +65,7 @@ def fill(bootstrap: str, places: list[Place], name: str) -> None:
 def _in_a_hurry(bootstrap: str, store: ArtifactStore, topics: list[str]) -> Iterator[None]:
     admin = kafka.admin(bootstrap)
     before = {topic: _own_settings(admin, topic) for topic in topics}
-    store.put_bytes(BEFORE, msgspec.json.encode(before))
+    store.put_proven(BEFORE, msgspec.json.encode(before))
     failpoints.hit("erase.settings_noted")
     _alter(admin, {topic: dict(_HASTY) for topic in topics})
     try:
@@ -77,8 +77,8 @@ def _in_a_hurry(bootstrap: str, store: ArtifactStore, topics: list[str]) -> Iter
 def restore_settings(bootstrap: str, store: ArtifactStore) -> None:
     """Put back the settings that were noted before the hurry, also of one that was killed; nothing where none was."""
     try:
-        before = msgspec.json.decode(store.read_bytes(BEFORE), type=dict[str, dict[str, str]])
-    except ArtifactError:
+        before = msgspec.json.decode(store.read_proven(BEFORE), type=dict[str, dict[str, str]])
+    except MissingArtifactError:
         return
     admin = kafka.admin(bootstrap)
     _alter(admin, {topic: {name: own.get(name) for name in _HASTY} for topic, own in before.items()})

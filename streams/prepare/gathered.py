@@ -2,7 +2,8 @@
 
 A cache in the artifact store, under `gathered/`: Arrow files with the columns that `admit` remembers (hashes, no words)
 and the shards that they stand for. A shard that was rewritten to forget somebody has another digest: a file that holds
-its old rows is stored again without them. New files take up smaller ones, as in a log-structured tree, so that their
+its old rows is stored again without them. A file without a proof (`ArtifactStore.put_proven`) could make anybody's rows
+duplicates: it is deleted unread. New files take up smaller ones, as in a log-structured tree, so that their
 number grows with the logarithm of the rows.
 """
 
@@ -86,7 +87,7 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
         return
     rest = _Gathered(_short(pa.concat_tables(tables)), digests)
     yield from _pieces(rest.table)
-    if len(alone) >= WORTH_GATHERING:
+    if len(alone) >= WORTH_GATHERING and store.proves:
         _gather(store, files, rest)
 
 
@@ -126,6 +127,8 @@ def _usable(store: ArtifactStore, committed: set[str]) -> tuple[list[_File], set
 
 def _standing(store: ArtifactStore, committed: set[str]) -> Iterator[_File]:
     """Every file, stored again where it held rows of other shards than these; one that holds nothing else is gone."""
+    if not store.proves:  # nothing here could be believed, and others may
+        return
     seen: set[str] = set()  # what a crash left beside the file that was to replace it comes to the same file
     for path, _ in store.files(FOLDER):
         file = _opened(store, path)
@@ -149,9 +152,9 @@ def _stored_again(store: ArtifactStore, held: _Gathered) -> _File:
 
 
 def _opened(store: ArtifactStore, path: str) -> _File:
-    """A file; one that is damaged, of other columns, or was just deleted by somebody else, holds nothing."""
+    """A file; one without proof, of other columns, or just deleted by somebody else, holds nothing."""
     try:
-        data = store.read_bytes(path)
+        data = store.read_proven(path)
     except ArtifactError:
         data = b""
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all() if _path_of(data) == path else _SCHEMA.empty_table()
@@ -183,7 +186,7 @@ def _put(store: ArtifactStore, held: _Gathered) -> str:
         writer.write_table(said)
     data = sink.getvalue().to_pybytes()
     path = _path_of(data)
-    store.put_bytes(path, data)
+    store.put_proven(path, data)
     return path
 
 

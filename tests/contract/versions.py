@@ -8,9 +8,10 @@ same from the schemas alone; here messages go over the wire.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import msgspec
@@ -25,6 +26,7 @@ SCALARS: dict[str, list[Any]] = {
     "boolean": [True, False],
     "null": [None],
 }
+NAMES: list[Any] = ["support", "a.b-c_9", "0" * 63]  # what every pattern of ours takes
 # JSON Schema counts 3.0 among the integers; a program with types does not.
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
@@ -37,6 +39,9 @@ def samples(schema: Schema, root: Schema | None = None) -> list[Any]:
     """Messages valid under a schema: each with only what is required, and fully, with every form of every field."""
     root = root or schema
     schema = _followed(schema, root)
+    if "pattern" in schema:
+        assert all(re.search(schema["pattern"], name) for name in NAMES), f"no sample of {schema['pattern']}"
+        return NAMES
     if "anyOf" in schema:
         return [sample for form in schema["anyOf"] for sample in samples(form, root)]
     if schema["type"] in SCALARS:
@@ -85,6 +90,8 @@ class _Reader:
             return list[self.type_of(schema["items"])]  # type: ignore[misc]
         if schema["type"] == "object" and "properties" not in schema:
             return dict[str, self.type_of(schema["additionalProperties"])]  # type: ignore[misc]
+        if "pattern" in schema:
+            return Annotated[str, msgspec.Meta(pattern=schema["pattern"])]
         return self._struct(schema) if schema["type"] == "object" else _TYPES[schema["type"]]
 
     def _struct(self, schema: Schema) -> Any:

@@ -37,7 +37,7 @@ from deploy.settings import PREFIX, SCALARS, Settings
 from schemas.events import ModelStateChanged
 from schemas.policy import ModelPolicy
 from streams import kafka
-from streams.artifacts import ArtifactStore
+from streams.artifacts import ArtifactStore, open_store
 from streams.clickhouse import connect, rows
 from streams.register import read_registry
 from tests.broker import until
@@ -137,7 +137,7 @@ class System:
 
     @property
     def store(self) -> ArtifactStore:
-        return ArtifactStore(self.settings.artifact_root)
+        return open_store(*self.settings.artifact_place)
 
     @property
     def clickhouse(self) -> Client:

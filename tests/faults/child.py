@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from streams.artifacts import ArtifactStore
+from tests.stores import store_at
 
 
 def content(job_id: str) -> bytes:
@@ -16,12 +16,12 @@ def content(job_id: str) -> bytes:
 
 
 def make(root: str) -> Callable[[dict[str, Any], Callable[[Any], None]], Any]:
-    store = ArtifactStore(root)
+    store = store_at(root)
 
     def work(request: dict[str, Any], report: Callable[[Any], None]) -> Any:
         report({"phase": "training", "step": 1})
         time.sleep(request["seconds"])
-        path = f"jobs/{request['job_id']}"
+        path = f"adapters/{request['job_id']}"
         return {"path": path, "digest": store.put_bytes(path, content(request["job_id"]))}
 
     return work

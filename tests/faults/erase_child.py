@@ -12,6 +12,7 @@ from typing import Any
 
 from streams import failpoints
 from streams.erase import child, keepers, shards
+from tests.stores import secret_file
 
 ONCE = "erase.once"
 
@@ -23,4 +24,4 @@ def make(bootstrap: str, clickhouse: str, artifacts: str, orphaned_after_s: floa
     if once.exists():
         failpoints.arm(once.read_text())
         once.unlink()
-    return child.make(bootstrap, clickhouse, artifacts)
+    return child.make(bootstrap, clickhouse, artifacts, "", str(secret_file(Path(artifacts).parent)))

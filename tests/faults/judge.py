@@ -20,6 +20,7 @@ from tests.faults import oracle
 from tests.faults.feed import POISON, TOPICS
 from tests.faults.oracle import Expected, Verdict
 from tests.faults.steps import COPIED, COPY_DEAD, Refused, transformed
+from tests.stores import store_at
 
 if TYPE_CHECKING:
     from tests.faults.machine import Machine
@@ -64,7 +65,7 @@ def _prepare(machine: Machine) -> Verdict:
     accepted: dict[int, list[int]] = defaultdict(list)
     for partition, offset in sorted({(record.partition, record.offset) for record in good} | places):
         accepted[partition].append(offset)
-    store = ArtifactStore(str(machine.folder / "artifacts"))
+    store = store_at(machine.folder / "artifacts")
     verdict = oracle.prepared(accepted, shards_of(machine.bootstrap), shard_rows(store), places)
     oracle.dead_lettered(verdict, poison, committed(machine.bootstrap, "dead.prepare"))
     early = {key for key, said in personal.items() if said.early}
@@ -143,7 +144,7 @@ def _rows(url: str) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
 
 def _work(machine: Machine) -> Verdict:
     jobs, poison = _split(_input(machine, "work"))
-    store = ArtifactStore(str(machine.folder / "artifacts"))
+    store = store_at(machine.folder / "artifacts")
     said = [kafka.decode(record)[1] for record in committed(machine.bootstrap, "training.progress")]
     ended = [(event.job_id, event.reason) for event in said if isinstance(event, JobEnded)]
     verdict = oracle.worked([(job.key or b"").decode() for job in jobs], ended, whole_in(store))

@@ -19,6 +19,7 @@ from typing import Any
 
 from streams import failpoints, kafka, metrics, watchdog
 from streams.dead_letters import Budget, PoisonedError
+from tests.stores import store_at
 
 EX_POISONED = 65
 MODEL = "m"
@@ -41,12 +42,11 @@ def _copy(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callabl
 def _prepare(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callable[[], None]) -> None:
     from schemas.policy import ModelPolicy
     from streams import transact
-    from streams.artifacts import ArtifactStore
     from streams.erased import Erased
     from streams.prepare.step import PrepareStep, read_committed_shards
     from tests.ids import SECRET, SPLIT_KEY
 
-    store, bootstrap = ArtifactStore(f"{spec['folder']}/artifacts"), spec["bootstrap"]
+    store, bootstrap = store_at(f"{spec['folder']}/artifacts"), spec["bootstrap"]
     erased = Erased(bootstrap, SECRET, store)
     step = PrepareStep(
         {MODEL: ModelPolicy()}, store, lambda: read_committed_shards(bootstrap), SPLIT_KEY, _budget(), erased

@@ -12,11 +12,12 @@ import pytest
 from schemas.events import ShardRef, ShardSet
 from streams import failpoints
 from streams.artifacts import ArtifactError, ArtifactStore, folder_digest, get_shard_set, put_shard_set
+from tests.stores import store_at
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path / "store"))
+    return store_at(tmp_path / "store")
 
 
 @pytest.fixture
@@ -57,18 +58,18 @@ def test_a_full_disk_leaves_no_pieces_behind(store, tmp_path) -> None:
 def test_a_reader_never_sees_half_a_file(store) -> None:
     """One thread writes the same path over and over, the other always finds all of it."""
     data = os.urandom(2_000_000)
-    digest = store.put_bytes("big", data)
+    digest = store.put_bytes("shards/big", data)
     stop = threading.Event()
 
     def write() -> None:
         while not stop.is_set():
-            store.put_bytes("big", data)
+            store.put_bytes("shards/big", data)
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
         for _ in range(30):
-            assert len(store.get_bytes("big", digest)) == len(data)
+            assert len(store.get_bytes("shards/big", digest)) == len(data)
     finally:
         stop.set()
         writer.join()

@@ -20,13 +20,14 @@ from streams.erase.job import EraseJob
 from streams.erased import Erased
 from tests.broker import fresh, fresh_topic, open_transaction, publish
 from tests.ids import KEY_ID, SECRET, answer
+from tests.stores import store_at
 
 BEFORE, LATE, OTHERS = (answer(letter) for letter in "abc")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path / "artifacts"))
+    return store_at(tmp_path / "artifacts")
 
 
 def request(subject: str, **fields: Any) -> e.ErasureRequested:

@@ -20,7 +20,6 @@ from deploy.local.errors import LocalPartError
 from deploy.local.kafka import fetch_jars
 from schemas.policy import ModelPolicy
 from streams import kafka, transact
-from streams.artifacts import ArtifactStore
 from streams.kafka import Out, Record
 from streams.prepare.step import PrepareStep
 from tests.broker import Mark, Running, fresh, fresh_topic, group_from, lag, mark, publish, since
@@ -30,6 +29,7 @@ from tests.faults.machine import NEVER_S, QUICK, Machine
 from tests.faults.oracle import Expected
 from tests.faults.plan import BY_NAME
 from tests.ids import SPLIT_KEY
+from tests.stores import store_at
 
 SEED = 20261121
 # One after the other within a lane, the lanes at the same time.
@@ -169,7 +169,7 @@ def test_half_a_transaction_is_found_out(kafka_bootstrap: str) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "of another batch"])
 def test_a_damaged_shard_is_found_out(kafka_bootstrap: str, tmp_path: Path, damage: str) -> None:
-    model, store = fresh("model"), ArtifactStore(str(tmp_path))
+    model, store = fresh("model"), store_at(tmp_path)
     start: Mark = mark(kafka_bootstrap, "training.raw")
     group = group_from(kafka_bootstrap, start)
     body = '{"model": "%s", "prompt": "%s", "completion": "yes"}'
@@ -200,8 +200,8 @@ def test_a_damaged_shard_is_found_out(kafka_bootstrap: str, tmp_path: Path, dama
 
 
 def test_an_artifact_of_a_job_is_whole_or_not(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
-    said = f"jobs/a {store.put_bytes('jobs/a', b'adapter')}"
+    store = store_at(tmp_path)
+    said = f"adapters/a {store.put_bytes('adapters/a', b'adapter')}"
     whole = judge.whole_in(store)
     assert oracle.worked(["a"], [("a", said)], whole).clean
     (tmp_path / "jobs" / "a").write_bytes(b"adapt")

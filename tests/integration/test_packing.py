@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 import pytest
 import torch
@@ -116,7 +117,12 @@ class OneTokenPerLetter:
     """A stand-in for a tokenizer: the real ones are tried in tests/integration/test_sft.py."""
 
     chat_template = "set"
-    eos_token_id = 0
+    bos_token_id, eos_token_id, unk_token_id = None, 0, None
+    all_special_ids: ClassVar[list[int]] = [0]
+    added_tokens_decoder: ClassVar[dict[int, str]] = {}
+
+    def convert_ids_to_tokens(self, ids):
+        return ["\0" for _ in ids]
 
     def apply_chat_template(self, messages, **_):
         return "".join(message["content"] for message in messages)

@@ -24,13 +24,14 @@ from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from schemas.topics import MAX_REFUSED
 from streams import kafka, transact
-from streams.artifacts import ArtifactError, ArtifactStore
+from streams.artifacts import ArtifactError
 from streams.dead_letters import Budget, PoisonedError
 from streams.kafka import Record
 from streams.prepare.read import Crew, HelperLostError, read
 from streams.prepare.step import PrepareStep, read_committed_shards
 from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, since
 from tests.ids import SPLIT_KEY
+from tests.stores import store_at
 
 RAW, SHARDS, DEAD = "training.raw", "training.shards", "dead.prepare"
 PARTITION = 2
@@ -42,7 +43,7 @@ class Bench:
     def __init__(self, bootstrap: str, folder: Path) -> None:
         self.bootstrap, self.model, self.policy = bootstrap, fresh("support"), ModelPolicy()
         self.max_refused = MAX_REFUSED
-        self.store = ArtifactStore(str(folder))
+        self.store = store_at(folder)
         self.start: Mark = mark(bootstrap, RAW, SHARDS, DEAD)
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
 

@@ -15,11 +15,12 @@ from streams.artifacts import ArtifactStore, get_shard
 from streams.erase.shards import outdated, rewrite
 from streams.prepare.shard import counted, put_shard, ref_of
 from tests.examples import example
+from tests.stores import store_at
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path))
+    return store_at(tmp_path)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from streams.artifacts import ArtifactError, ArtifactStore
 from streams.prepare import gathered
 from streams.prepare.admit import Admission
 from streams.prepare.shard import put_shard
+from tests.stores import store_at
 from tests.unit.test_prepare_admit import admitted, row
 
 
@@ -52,7 +53,7 @@ def files(store: ArtifactStore) -> list[str]:
 
 
 def test_a_second_start_knows_the_same_and_opens_no_shard(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(5))
     again = [row(asked(number), at=100 + number) for number in range(7)]
     expected = ([105, 106], {"duplicate": 5}, 0)
@@ -63,7 +64,7 @@ def test_a_second_start_knows_the_same_and_opens_no_shard(tmp_path: Path) -> Non
 
 
 def test_few_shards_are_not_worth_a_file_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(3))
     assert rows_in(store, refs) == 3 and files(store) == []
     store.delete(refs[1].path)
@@ -72,7 +73,7 @@ def test_few_shards_are_not_worth_a_file_and_a_missing_one_is_an_error(tmp_path:
 
 
 def test_the_newest_answer_holds_however_the_shards_are_gathered(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     newest, older = shard(store, 1, row(asked(1), "new", at=9)), shard(store, 2, row(asked(1), "old", at=5))
     refs = [newest, older, *shards(store, range(3, 6))]
     for _ in range(2):
@@ -80,7 +81,7 @@ def test_the_newest_answer_holds_however_the_shards_are_gathered(tmp_path: Path)
 
 
 def test_files_are_merged_and_there_are_few(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs: list[ShardRef] = []
     most = 0
     for start in range(0, 64, 4):
@@ -92,7 +93,7 @@ def test_files_are_merged_and_there_are_few(tmp_path: Path) -> None:
 
 
 def test_a_file_loses_the_rows_of_a_shard_that_was_rewritten(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = [*shards(store, range(4)), shard(store, 4, row(asked(4), at=4), row(asked(5), at=5))]
     assert rows_in(store, refs) == 6
     before = files(store)
@@ -113,7 +114,7 @@ def test_a_file_loses_the_rows_of_a_shard_that_was_rewritten(tmp_path: Path) -> 
 
 def test_a_start_takes_out_what_an_erasure_did_not_come_to(tmp_path: Path) -> None:
     """An erasure that was killed after its shards were rewritten, or another process gathered what it had read before."""
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(8))
     assert rows_in(store, refs) == 8
     before = files(store)
@@ -129,7 +130,7 @@ def test_a_start_takes_out_what_an_erasure_did_not_come_to(tmp_path: Path) -> No
 
 def test_what_a_crash_leaves_of_rows_taken_out_is_no_loss(tmp_path: Path) -> None:
     """Killed between the file without them and the end of the one with them."""
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(5))
     assert rows_in(store, refs) == 5
     (old,) = files(store)
@@ -142,7 +143,7 @@ def test_what_a_crash_leaves_of_rows_taken_out_is_no_loss(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_keeps_no_rows_that_must_go(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(5))
     assert rows_in(store, refs) == 5
     after = shard(store, 0)
@@ -157,7 +158,7 @@ def test_a_full_disk_keeps_no_rows_that_must_go(tmp_path: Path) -> None:
 
 def test_rows_come_in_pieces_and_other_columns_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathered, "PIECE_ROWS", 3)
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(5))
     for _ in range(2):
         assert [table.num_rows for table in gathered.remembered(store, refs)] == [3, 2]
@@ -169,7 +170,7 @@ def test_rows_come_in_pieces_and_other_columns_are_stale(tmp_path: Path, monkeyp
 
 
 def test_what_a_crash_leaves_between_a_merge_and_its_end_counts_once(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(4))
     assert rows_in(store, refs) == 4
     (small,) = files(store)
@@ -181,7 +182,7 @@ def test_what_a_crash_leaves_between_a_merge_and_its_end_counts_once(tmp_path: P
 
 
 def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
+    store = store_at(tmp_path)
     refs = shards(store, range(4))
     assert rows_in(store, refs) == 4
     (path,) = files(store)

@@ -7,6 +7,7 @@ rendering, same adapter files, fingerprint checked. An answer is right when it e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,23 +17,24 @@ import numpy as np
 
 from schemas.events import CandidateTrained, ModelStateChanged, Version
 from schemas.policy import ModelPolicy
-from serving.engine import AdapterError, Engine, EngineError, Request, same_fingerprint
-from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set
+from serving.engine import AdapterError, Engine, EngineError, PromptError, Request, Ticket, same_fingerprint
+from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
 from streams.registry import find
 from trainers.dataset import Row, holdout, read_rows
 from trainers.gate.statistics import Comparison, non_inferiority, superiority
 
 Report = Callable[[dict[str, Any]], None]
 BATCH = 32
+log = logging.getLogger(__name__)
 
 
 class RefusedError(RuntimeError):
     """The candidate cannot even be compared; the message is the verdict's reason."""
 
 
-def make(artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
-    """What the warm child runs for each request."""
-    store = ArtifactStore(artifacts)
+def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
+    """What the warm child runs for each request; `artifacts` are the arguments of `open_store`."""
+    store = open_store(*artifacts)
     return lambda request, report: judge(request, report, store)
 
 
@@ -110,10 +112,19 @@ def _load(
 
 def _right(engine: Engine, adapter: str | None, rows: Sequence[Row], max_tokens: int) -> np.ndarray:
     """Which answers equal the expected one: a boolean array, one per row."""
-    requests = [Request(messages=row.messages, adapter=adapter, max_new_tokens=max_tokens) for row in rows]
-    answers = engine.generate(requests)
+    asked = [_ask(engine, Request(row.messages, adapter=adapter, max_new_tokens=max_tokens)) for row in rows]
+    answers = [ticket.result().text.strip() if ticket else None for ticket in asked]
     pairs = zip(answers, rows, strict=True)
-    return np.array([answer.text.strip() == row.completion.strip() for answer, row in pairs], dtype=bool)
+    return np.array([answer == row.completion.strip() for answer, row in pairs], dtype=bool)
+
+
+def _ask(engine: Engine, request: Request) -> Ticket | None:
+    """None for a prompt that the engine refuses: it is wrong for all alike, and one row decides no verdict."""
+    try:
+        return engine.submit(request)
+    except PromptError as error:
+        log.warning("a row of the hold-out is not answered: %s", error)
+        return None
 
 
 def _check(comparison: Comparison, dataset: str) -> dict[str, Any]:
