@@ -19,7 +19,9 @@ from tests import parts
 def credentials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every broker of this run asks for one credential, and whoever is started by a test has it too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kafka_security.VARIABLE, str(tmp_path_factory.mktemp("secrets") / "kafka"))
+        credential = tmp_path_factory.mktemp("secrets") / "kafka"
+        local_kafka.make_credential(credential)
+        patch.setenv(kafka_security.VARIABLE, str(credential))
         yield
 
 

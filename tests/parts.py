@@ -24,7 +24,9 @@ START_TIMEOUT_S = 60.0
 
 def credential(folder: Path) -> Path:
     """The file with which clients of this process come in; where none is named yet, one in `folder` is."""
-    return Path(os.environ.setdefault(kafka_security.VARIABLE, str(folder / "credential")))
+    path = Path(os.environ.setdefault(kafka_security.VARIABLE, str(folder / "credential")))
+    local_kafka.make_credential(path)
+    return path
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def _prepared(
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
     jaas.unlink(missing_ok=True)
-    write_secret(jaas, JAAS.format(user=USER, password=_password(credential)))
+    write_secret(jaas, JAAS.format(user=USER, password=make_credential(credential)))
     if not (data_dir / "log" / "meta.properties").exists():
         _format_storage(jvm, properties)
     return prepared
@@ -297,8 +297,8 @@ def _named(bootstrap: str, timeout_s: float) -> list[str]:
     return [f"{broker.host}:{broker.port}" for broker in brokers]
 
 
-def _password(credential: Path) -> str:
-    """The password of the credential, which is made where there is none."""
+def make_credential(credential: Path) -> str:
+    """The password in the file with which clients come in, which is made where there is none."""
     lines = ("security.protocol=SASL_PLAINTEXT", "sasl.mechanism=PLAIN", f"sasl.username={USER}")
     write_secret(credential, "\n".join((*lines, f"sasl.password={secrets.token_hex(32)}", "")))
     return read(credential.read_text(encoding="utf-8"), str(credential))["sasl.password"]

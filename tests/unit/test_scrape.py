@@ -121,7 +121,7 @@ def test_up_hands_each_process_its_port(tmp_path: Path) -> None:
 
 def test_up_hands_each_process_every_setting_that_was_given(tmp_path: Path) -> None:
     given = {"TUNELOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1", "TUNELOOP_CLICKHOUSE_URL": "http://127.0.0.1:2",
-             "TUNELOOP_MAX_REFUSED": "0", "TUNELOOP_JOIN_WAIT_DAYS": "2.5"}  # fmt: skip
+             "TUNELOOP_MAX_REFUSED": "0", "TUNELOOP_JOIN_WAIT_DAYS": "2.5", "TUNELOOP_IDENTITY_SECRET_FILE": "/a/secret"}  # fmt: skip
     settings = load({"data_dir": str(tmp_path)}, given)
     for process in local_run.processes(settings):
         theirs = load({}, process.env)
