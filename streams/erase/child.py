@@ -66,6 +66,8 @@ class Erasure:
         if not self._event.subject_id:
             return self._said_before()
         time.sleep(max(0.0, self._asked_ms / 1000 + 3 * erased.STALE_S - time.time()))
+        # Topics keep answers for a while, ClickHouse for good: feedback on old ones is known by these ids alone.
+        self._subject.inferences |= tables.inferences_of(connect(self._clickhouse), self._event.subject_id)
         # What an attempt before this one deleted and did not see compacted.
         self._doomed = deleted_already(self._bootstrap, self._subject)
         self._delete_records()
@@ -148,7 +150,7 @@ class Erasure:
         """Say the request again without the subject, and have Kafka drop what was said before."""
         self._say("request")
         path = erased.put_inferences(self._store, self._event.erasure_id, self._subject.inferences)
-        nameless = msgspec.structs.replace(self._event, subject_id="", inferences=path)
+        nameless = msgspec.structs.replace(erased.nameless(self._event), inferences=path)
         client = kafka.producer(self._bootstrap)
         said = kafka.out(
             nameless, source=SOURCE, subject=nameless.erasure_id, time_ms=self._asked_ms, causation_id=self._cause

@@ -8,7 +8,7 @@ from clickhouse_connect.driver.client import Client
 
 from schemas.landing import DATABASE, table_name
 from schemas.topics import TOPICS
-from streams.clickhouse import KEYS_PER_STATEMENT, in_chunks, rows
+from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
 
 # Tables with a person's words: their column of the inference, which alone leads to feedback without a subject.
 PERSONAL = [
@@ -16,6 +16,15 @@ PERSONAL = [
     for topic in TOPICS if topic.personal and topic.name != "subjects.erasures"
     for event in topic.events
 ]  # fmt: skip
+
+
+def inferences_of(client: Client, subject_id: str) -> set[str]:
+    """The ids of all answers that the subject was ever given, also of those that the topic keeps no longer."""
+    found = client.query(
+        f"SELECT DISTINCT inference_id FROM {DATABASE}.inference_served WHERE subject_id = {{subject:String}}",
+        parameters={"subject": subject_id}, settings=UNLOGGED,
+    )
+    return {row[0] for row in found.result_rows}
 
 
 def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s: float = 300.0) -> None:
@@ -27,7 +36,7 @@ def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s
         for some in list(in_chunks(sorted(inferences) if inference else [], KEYS_PER_STATEMENT)) or [[]]:
             client.command(
                 f"ALTER TABLE {DATABASE}.{table} DELETE WHERE {theirs}",
-                parameters={"subject": subject_id, "inferences": some}, settings={"mutations_sync": 2},
+                parameters={"subject": subject_id, "inferences": some}, settings={"mutations_sync": 2, **UNLOGGED},
             )
         # A table keeps the text of its last statement of this kind: let that be one that names nobody.
         client.command(f"ALTER TABLE {DATABASE}.{table} DELETE WHERE _offset < 0", settings={"mutations_sync": 2})
