@@ -191,11 +191,15 @@ def _sum(counts: Iterable[dict[str, int] | None]) -> dict[str, int]:
     return dict(total)
 
 
+def verdict_word(verdict: Row) -> str:
+    return "passed" if verdict["passed"] else "void" if verdict["void"] else "refused"
+
+
 def facts(found: Row) -> list[Row]:
     """A version's lineage without its shards, as a table of fields."""
     drift, job, verdict = found["drift"], found["job"], found["verdict"]
     fell = "{metric} fell from {baseline:.3f} to {current:.3f}".format(**drift) if drift else ""
-    judged = f"{'passed' if verdict['passed'] else 'refused'}: {verdict['reason']}" if verdict else None
+    judged = f"{verdict_word(verdict)}: {verdict['reason']}" if verdict else None
     values = {
         "version": found["version"], "serves": found["serves"], "adapter": found["adapter"],
         "from": " ← ".join([found["version"], *found["parents"]]),

@@ -108,6 +108,12 @@ class ArtifactStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._root}/{path}")
 
+    def delete_folder(self, path: str) -> None:
+        """Take the folder at `path` away, with this machine's copy; one that is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(f"{self._root}/{path}")
+        shutil.rmtree(self._cache / path.rpartition("/")[2], ignore_errors=True)
+
     def files(self, prefix: str) -> list[tuple[str, float]]:
         """(path, Unix time of its last change) of every file under `prefix`."""
         found = self._fs.get_file_info(fs.FileSelector(f"{self._root}/{prefix}", allow_not_found=True, recursive=True))

@@ -98,14 +98,14 @@ class Erased:
         if record.value is None:
             return
         _, event = kafka.decode(record)
+        self._hashes.add(event.subject_hash)
+        if isinstance(event, ErasureCompleted):
+            return
         if event.key_id != key_id(self._secret):
             raise OtherSecretError(
                 f"{record.origin} was made under identity secret {event.key_id or '(none)'}, this process has "
                 f"{key_id(self._secret)}: name the same identity_secret_file for every process"
             )
-        self._hashes.add(event.subject_hash)
-        if isinstance(event, ErasureCompleted):
-            return
         if event.subject_id:
             self._under_way.add(event.erasure_id)
         else:

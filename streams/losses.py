@@ -1,7 +1,7 @@
 """What shards lost when people were forgotten, and whether a job that had read them is void.
 
-A note per rewritten shard form, under `losses/`, kept for good like the pointer from the old form to the new one. It is
-written before that pointer, so whoever finds a shard shorter than it was finds the note as well.
+A note per rewritten shard form, under `rewritten/`, kept for good like the pointer from the old form to the new one. It
+is written before that pointer, so whoever finds a shard shorter than it was finds the note as well.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def reason(lost: dict[str, int]) -> str:
 
 
 def _path(digest: str) -> str:
-    return f"losses/{digest}.json"
+    return f"rewritten/{digest}.lost.json"
 
 
 def _loss(store: ArtifactStore, digest: str) -> Loss | None:

@@ -23,6 +23,8 @@ from streams.prepare.shard import counted, put_shard, ref_of
 
 # A shard file that nothing names may belong to a transaction that is not committed yet; none stays open as long.
 ORPHANED_AFTER_S = 60.0
+# An adapter is named right after it was stored; one that is this old was left by a job that was done again.
+UNNAMED_AFTER_S = 3_600.0
 
 
 def rewrite(
@@ -88,6 +90,21 @@ def sweep(store: ArtifactStore, named: Callable[[], set[str]], written_before_s:
         if all(time.time() - written_s > ORPHANED_AFTER_S for _, written_s in orphans):
             return deleted
         time.sleep(1.0)
+
+
+def sweep_adapters(store: ArtifactStore, named: set[str]) -> int:
+    """Delete adapters that no candidate has named (`named`: digests) within a job's time; returns how many."""
+    written: dict[str, float] = {}
+    for path, written_s in store.files("adapters"):
+        folder = "/".join(path.split("/")[:2])
+        written[folder] = max(written_s, written.get(folder, 0.0))
+    old = [
+        folder for folder, written_s in written.items()
+        if folder.rpartition("/")[2] not in named and time.time() - written_s > UNNAMED_AFTER_S
+    ]  # fmt: skip
+    for folder in old:
+        store.delete_folder(folder)
+    return len(old)
 
 
 def taught(

@@ -1,8 +1,8 @@
 """Recognising what belongs to one subject: by what a record says, in any spelling that JSON allows.
 
 JSON has many spellings of one id: `jörg`, `j\\u00f6rg`, `j\\u00F6rg`; `a/b`, `a\\/b`. So a record is parsed, and the id
-is compared with what the parser read. Only what is no JSON is searched by bytes, for every spelling at once. A look at the
-bytes comes first: most records hold the id in no spelling at all, and are not parsed a second time.
+is compared with what the parser read. Only what is no JSON is searched by bytes, for every spelling at once. A look at
+the bytes comes first: most records hold the id in no spelling at all, and are not parsed a second time.
 """
 
 from __future__ import annotations

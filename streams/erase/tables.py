@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from clickhouse_connect.driver.client import Client
 
+from schemas.events import ShardSet
 from schemas.landing import DATABASE, table_name
 from schemas.topics import TOPICS
 from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
@@ -25,6 +27,16 @@ def inferences_of(client: Client, subject_id: str) -> set[str]:
         parameters={"subject": subject_id}, settings=UNLOGGED,
     )
     return {row[0] for row in found.result_rows}
+
+
+def jobs_under_way(client: Client) -> list[tuple[str, ShardSet | None, ShardSet | None]]:
+    """Jobs that have neither ended nor a candidate, with the sets of shards that they were given."""
+    found = client.query(
+        f"SELECT job_id, new_data, replay_data FROM {DATABASE}.job_requested FINAL "
+        f"WHERE job_id NOT IN (SELECT job_id FROM {DATABASE}.job_ended)"
+    )
+    read = msgspec.json.Decoder(ShardSet | None).decode
+    return [(job, read(new), read(replay)) for job, new, replay in found.result_rows]
 
 
 def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s: float = 300.0) -> None:
