@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
-from confluent_kafka.admin import AdminClient
 
 from schemas.identity import parse_answer_id
 from schemas.topics import all_topics
@@ -96,7 +95,7 @@ def owner(subject: Subject, topic: str) -> Callable[[Record], bool]:
 def personal_topics(bootstrap: str) -> list[str]:
     """Topics with people's words: those declared so, except the requests themselves, and the internal ones."""
     declared = [topic.name for topic in all_topics() if topic.personal and topic.name != "subjects.erasures"]
-    there = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=15).topics
+    there = kafka.admin(bootstrap).list_topics(timeout=15).topics
     return [name for name in declared if name in there] + sorted(name for name in there if name.startswith(INTERNAL))
 
 
