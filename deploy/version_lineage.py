@@ -133,7 +133,7 @@ def _job(client: Client, job_id: str) -> Row | None:
 def _verdict(client: Client, entry: Version) -> Row | None:
     found = _one(
         client,
-        "SELECT ts AS at, passed, reason, champion_version, checks FROM tuneloop.verdict_reached FINAL "
+        "SELECT ts AS at, passed, void, reason, champion_version, checks FROM tuneloop.verdict_reached FINAL "
         "WHERE job_id = {job:String} AND digest = {digest:String}",
         job=entry.job_id, digest=entry.digest,
     )

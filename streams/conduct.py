@@ -68,7 +68,9 @@ def again(facts: Facts, answered: Collection[str]) -> Wish | None:
     """The wish whose job was void and that got no other since, None where there is none."""
     last = {job.because: job for job in sorted(facts.void, key=lambda job: job.void_before)}
     job = next((job for job in last.values() if job.because not in answered), None)
-    return job and Wish(
+    if job is None:
+        return None
+    return Wish(
         reason=job.reason, because=job.because, asked_ms=job.ts_ms, correlation_id=job.correlation_id,
         drift_id=job.drift_id, from_base=job.from_base, void_before=job.void_before + 1,
     )
