@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from schemas import events as e
-from schemas.policy import ModelPolicy
 from streams import kafka, transact
 from streams.kafka import Out
 from streams.register import GROUP, TOPICS, RegisterStep, read_registry
