@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyarrow.parquet as pq
 
-from deploy.version_lineage import Family, LineageError, Row, family
+from deploy.version_lineage import Family, LineageError, Row, family, verdict_word
 from schemas.codec import Envelope
 from schemas.events import Message, RecordSubmitted, ShardSet
 from schemas.policy import ModelPolicy
@@ -132,11 +132,14 @@ def _shown(shard: Row) -> Row:
 
 _JOBS = """
 SELECT j.job_id AS job, j.ts AS at, j.reason AS reason, j.new_data AS new_data, j.replay_data AS replay_data,
-    c.digest AS candidate, v.passed AS passed, v.reason AS verdict, d.version AS version
+    c.digest AS candidate, v.passed AS passed, v.void AS void, v.reason AS verdict,
+    d.version AS version, g.deletes AS deletes
 FROM (SELECT * FROM tuneloop.job_requested FINAL WHERE model = {model:String}) AS j
 LEFT ANY JOIN (SELECT * FROM tuneloop.candidate_trained FINAL) AS c ON c.job_id = j.job_id
 LEFT ANY JOIN (SELECT * FROM tuneloop.verdict_reached FINAL) AS v ON v.job_id = j.job_id
 LEFT ANY JOIN (SELECT * FROM tuneloop.decision_made FINAL WHERE decision = 'promoted') AS d ON d.job_id = j.job_id
+LEFT ANY JOIN (SELECT * FROM tuneloop.decision_made FINAL WHERE decision IN ('refused', 'void')) AS g
+    ON g.job_id = j.job_id
 ORDER BY j.ts SETTINGS join_use_nulls = 1
 """
 
@@ -161,7 +164,8 @@ def _use(job: Row, data: str, shard: Row, inside: Mapping[str, Sequence[Row]], r
     return {
         "model": relatives.model, "job": job["job"], "at": job["at"], "reason": job["reason"], "data": data,
         "shard": shard["shard"], "raw": _origin(shard["one"]), "role": role(shard, data, inside),
-        "candidate": job["candidate"], "passed": job["passed"], "verdict": job["verdict"],
+        "candidate": job["candidate"], "passed": job["passed"], "void": job["void"],
+        "verdict": job["verdict"], "adapter_deleted": job["deletes"] not in (None, "[]"),
         "version": f"{relatives.model}@{version}" if version else None,
         "serves": relatives.serves(version) if version else None,
     }  # fmt: skip
@@ -199,8 +203,9 @@ def lines(found: Mapping[str, Sequence[Row]]) -> list[Row]:
     for use in found["uses"]:
         table.append(_line("job", use["at"], use["job"], f"{use['reason']}; {use['data']} data: {use['role']}"))
         if use["candidate"]:
-            judged = "not judged yet" if use["passed"] is None else "passed" if use["passed"] else "refused"
-            table.append(_line("candidate", None, use["candidate"][:12], f"{judged}: {use['verdict'] or '-'}"))
+            judged = "not judged yet" if use["passed"] is None else verdict_word(use)
+            gone = " (its adapter is deleted)" if use["adapter_deleted"] else ""
+            table.append(_line("candidate", None, use["candidate"][:12], f"{judged}: {use['verdict'] or '-'}{gone}"))
         if use["version"]:
             table.append(_line("version", None, use["version"], f"{use['role']}; serves: {use['serves']}"))
     return table

@@ -98,8 +98,10 @@ def _register(settings: Settings, stop: threading.Event) -> None:
     bootstrap = addresses(settings).bootstrap
     _register_shipped_bases(settings, bootstrap)
     _say_ready(settings, GROUP)
-    step = RegisterStep(bootstrap, settings.models, _budget(settings))
-    transact.run(bootstrap, GROUP, TOPICS, step, stop, transactional_id="tuneloop-register")
+    step = RegisterStep(bootstrap, settings.models, _store(settings), _budget(settings))
+    transact.run(
+        bootstrap, GROUP, TOPICS, step, stop, transactional_id="tuneloop-register", after_commit=step.sweep
+    )
 
 
 def _register_shipped_bases(settings: Settings, bootstrap: str) -> None:
@@ -225,14 +227,17 @@ def _gate(settings: Settings, stop: threading.Event) -> None:
 
 
 def _erase(settings: Settings, stop: threading.Event) -> None:
+    from deploy.local.ray import short_temp_dir
     from streams import long_job
     from streams.erase.job import GROUP, TOPIC, EraseJob
 
     where = addresses(settings)
-    child = long_job.WarmChild("streams.erase.child", (where.bootstrap, where.clickhouse, *settings.artifact_place),
-                              at_once=False)
+    logs = [str(settings.data / "logs"), str(short_temp_dir(settings.data))]
+    child = long_job.WarmChild(
+        "streams.erase.child", (where.bootstrap, where.clickhouse, logs, *settings.artifact_place), at_once=False
+    )
     _say_ready(settings, GROUP)
-    job = EraseJob(where.bootstrap, settings.models)
+    job = EraseJob(where.bootstrap)
     long_job.run(where.bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-erase-0",
                  budget=_budget(settings))  # fmt: skip
 

@@ -133,7 +133,7 @@ def _job(client: Client, job_id: str) -> Row | None:
 def _verdict(client: Client, entry: Version) -> Row | None:
     found = _one(
         client,
-        "SELECT ts AS at, passed, reason, champion_version, checks FROM tuneloop.verdict_reached FINAL "
+        "SELECT ts AS at, passed, void, reason, champion_version, checks FROM tuneloop.verdict_reached FINAL "
         "WHERE job_id = {job:String} AND digest = {digest:String}",
         job=entry.job_id, digest=entry.digest,
     )
@@ -191,11 +191,15 @@ def _sum(counts: Iterable[dict[str, int] | None]) -> dict[str, int]:
     return dict(total)
 
 
+def verdict_word(verdict: Row) -> str:
+    return "passed" if verdict["passed"] else "void" if verdict["void"] else "refused"
+
+
 def facts(found: Row) -> list[Row]:
     """A version's lineage without its shards, as a table of fields."""
     drift, job, verdict = found["drift"], found["job"], found["verdict"]
     fell = "{metric} fell from {baseline:.3f} to {current:.3f}".format(**drift) if drift else ""
-    judged = f"{'passed' if verdict['passed'] else 'refused'}: {verdict['reason']}" if verdict else None
+    judged = f"{verdict_word(verdict)}: {verdict['reason']}" if verdict else None
     values = {
         "version": found["version"], "serves": found["serves"], "adapter": found["adapter"],
         "from": " ← ".join([found["version"], *found["parents"]]),

@@ -18,8 +18,9 @@ _STEPS = (
     ("job_requested", "concat('reason: ', reason)", "job_id"),
     ("job_ended", "concat(outcome, ' in ', toString(round(seconds)), ' s ', reason)", "job_id"),
     ("candidate_trained", "concat(toString(examples), ' examples, loss ', toString(round(loss, 3)))", "job_id"),
-    ("verdict_reached", "concat(if(passed, 'passed: ', 'refused: '), reason)", "job_id"),
-    ("decision_made", "concat(decision, ' ', model, '@', toString(version), ': ', reason)", "job_id"),
+    ("verdict_reached", "concat(multiIf(passed, 'passed: ', void, 'void: ', 'refused: '), reason)", "job_id"),
+    ("decision_made", "concat(decision, ' ', model, '@', toString(version), ': ', reason,"
+     " if(deletes = '[]', '', ' (its adapter is deleted)'))", "job_id"),
     ("model_state_changed", "concat('serves ', model, '@', toString(champion))", "ce_subject"),
 )  # fmt: skip
 

@@ -115,7 +115,7 @@ class JobRequested(Event, frozen=True, kw_only=True):
     """A fine-tuning job with all its inputs resolved to digests; `job_id` is the hash of those inputs.
 
     `reason` is initial | drift | volume | age | person. `parent_digest` is the adapter training goes on
-    from ("" = from the base).
+    from ("" = from the base). `void_before` counts the jobs for the same cause that ended void in a row before it.
     """
 
     job_id: str
@@ -131,6 +131,7 @@ class JobRequested(Event, frozen=True, kw_only=True):
     drift_id: str = ""
     method: str = "lora"
     recipe: dict[str, float] = {}
+    void_before: int = 0
 
 
 class JobDeferred(Event, frozen=True, kw_only=True):
@@ -155,7 +156,10 @@ class JobProgressed(Event, frozen=True, kw_only=True):
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
-    """A job is over: `outcome` is succeeded | failed | cancelled, with the reason in words."""
+    """A job is over: `outcome` is succeeded | failed | cancelled | void, with the reason in words.
+
+    Void = rows that it was trained on were erased meanwhile: it is asked for again, and does not count.
+    """
 
     job_id: str
     outcome: str
@@ -167,7 +171,8 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     """An adapter stands in the artifact store, ready to be judged. `digest` is the hash of its files.
 
     `fingerprint` holds logits of the trained adapter on a fixed probe prompt; whoever loads the adapter
-    must reproduce them.
+    must reproduce them. `new_data` and `replay_data` name the shards as they were read, which may be shorter than the
+    job's: somebody in them was forgotten in between. `void_before` is the job's.
     """
 
     job_id: str
@@ -187,6 +192,7 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     seconds: float
     fingerprint: list[float]
     drift_id: str = ""
+    void_before: int = 0
 
 
 # --- validation and registry ------------------------------------------------------------------------
@@ -212,7 +218,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerdictReached(Event, frozen=True, kw_only=True):
-    """The gate's judgement of one candidate against the champion, or against the base where none serves."""
+    """The gate's judgement of one candidate against the champion, or against the base where none serves.
+
+    `void`: rows that it was trained on are erased by now, so it is neither passed nor refused. `erasures` names those
+    that removed rows which it, or the version it was trained from, had learned from.
+    """
 
     job_id: str
     digest: str
@@ -228,6 +238,8 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     replay_data: ShardSet | None = None
     drift_id: str = ""
     seconds: float = 0.0
+    void: bool = False
+    erasures: list[str] = []
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,7 +324,10 @@ class TrainingRequested(Event, frozen=True, kw_only=True):
 
 
 class DecisionMade(Event, frozen=True, kw_only=True):
-    """One line of the registry's history: promoted | refused | rolled-back | base-added | command-refused."""
+    """One line of the registry's history: promoted | refused | void | rolled-back | base-added | command-refused.
+
+    `deletes` are the paths of adapters whose files go with it: no version has them, or none any longer.
+    """
 
     decision: str
     reason: str
@@ -322,6 +337,7 @@ class DecisionMade(Event, frozen=True, kw_only=True):
     job_id: str = ""
     drift_id: str = ""
     epoch: int = 0
+    deletes: list[str] = []
 
 
 class AdapterLoaded(Event, frozen=True, kw_only=True):
@@ -428,7 +444,8 @@ class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
     """A person asks to be forgotten, with whatever came and may still come under this subject id.
 
     `subject_hash` is the keyed hash by which late records are recognised, `erasure_id` follows from it. Once all is
-    gone the request is said again without `subject_id`, under the same key, so that compaction takes that too; then
+    gone the request is said again without `subject_id` and `requested_by`, under the same key, so that compaction takes
+    those too; then
     `inferences` is the path of a JSON array of the ids of the subject's inferences, for what comes late. `key_id` says
     under which identity secret the hash was made.
     """
@@ -442,7 +459,7 @@ class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter that learned from rows that are erased now."""
+    """An adapter that learned from rows that are erased now; `version` is 0 for a candidate without a number yet."""
 
     model: Name
     version: int
@@ -452,7 +469,9 @@ class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
 class ErasureCompleted(msgspec.Struct, frozen=True, kw_only=True):
     """The receipt: nothing of the subject is left in topics, shards, tables or their files on disk.
 
-    `tombstones` counts records by topic; `shards` and `rows` what was rewritten; `adapters` learned from those rows.
+    `tombstones` counts records by topic; `shards` and `rows` what was rewritten; `adapters` learned from those rows or
+    were judged on them; `jobs` were under way with them: what trained on them is void, or serves marked. `deleted`
+    counts adapters that no candidate had named, `log_places` the places in local logs that were overwritten.
     """
 
     erasure_id: Name
@@ -461,6 +480,9 @@ class ErasureCompleted(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     rows: int
     adapters: list[TaughtBy] = []
+    jobs: list[str] = []
+    deleted: int = 0
+    log_places: int = 0
     seconds: float = 0.0
 
 

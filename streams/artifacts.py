@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import logging
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -147,6 +148,12 @@ class ArtifactStore:
         """Take the file at `path` away; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.delete_file(self._inside(path))
+
+    def delete_folder(self, path: str) -> None:
+        """Take the folder at `path` away, with this machine's copy; one that is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(self._inside(path))
+        shutil.rmtree(self._cache / path.rpartition("/")[2], ignore_errors=True)
 
     def files(self, prefix: str) -> list[tuple[str, float]]:
         """(path, Unix time of its last change) of every file under `prefix`; without those under impossible names."""

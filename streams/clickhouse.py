@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Parameters go into the URL, of which ClickHouse takes 1 MiB.
 KEYS_PER_STATEMENT = 1_000
+# For statements that hold a person's id or a record's key: ClickHouse puts parameters in before it notes a statement in
+# its own tables. The server's text log is another matter: that is its operator's.
+UNLOGGED = {
+    "log_queries": 0, "log_query_threads": 0, "log_query_views": 0, "opentelemetry_start_trace_probability": 0,
+}  # fmt: skip
 # It logs every refused connection as an error of its own; whoever connects is told by the exception.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 

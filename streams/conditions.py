@@ -11,7 +11,7 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Situation:
-    """What stands about one model. Times are Unix time in ms; 0 = never."""
+    """What stands about one model. Times are Unix time in ms; 0 = never. Jobs that were void count for nothing."""
 
     champion: int
     new_examples: int
@@ -27,17 +27,20 @@ def needed(situation: Situation, policy: ModelPolicy) -> int:
 
 
 def waits_for(
-    situation: Situation, policy: ModelPolicy, now_ms: int, *, needs_new: bool = True
+    situation: Situation, policy: ModelPolicy, now_ms: int, *, needs_new: bool = True, earned: bool = False
 ) -> dict[str, str]:
-    """The unmet conditions of a job, each with its numbers; empty = it may start."""
+    """The unmet conditions of a job, each with its numbers; empty = it may start.
+
+    `earned`: it has been let start before, and was void.
+    """
     unmet: dict[str, str] = {}
     least = needed(situation, policy)
-    if needs_new and situation.new_examples < least:
+    if needs_new and not earned and situation.new_examples < least:
         unmet["new examples"] = f"{situation.new_examples} of {least} committed in shards"
     cooled_ms = situation.last_job_ms + int(policy.cooldown_s * 1000)
-    if situation.last_job_ms and now_ms < cooled_ms:
+    if situation.last_job_ms and now_ms < cooled_ms and not earned:
         unmet["cooldown"] = f"{(cooled_ms - now_ms) / 1000:.0f} s left"
-    if situation.jobs_last_day >= policy.max_jobs_per_day:
+    if situation.jobs_last_day >= policy.max_jobs_per_day and not earned:
         unmet["budget"] = f"{situation.jobs_last_day} of {policy.max_jobs_per_day} jobs in 24 h used"
     if situation.job_in_flight:
         unmet["running job"] = situation.job_in_flight

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,10 @@ DEFER_EVERY_MS = 2_000
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody's wish for a job; `because` is the id of what asked for it: a drift, a command, the first data."""
+    """Somebody's wish for a job; `because` is the id of what asked for it: a drift, a command, the first data.
+
+    `void_before`: the jobs that it got already, and that trained on what was erased meanwhile.
+    """
 
     reason: str
     because: str
@@ -46,6 +49,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str = ""
     drift_id: str = ""
     from_base: bool = False
+    void_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,18 @@ def initial_wish(model: str, first_shards: list[str]) -> Wish:
     return Wish(reason="initial", because="initial-" + content_hash(model, first_shards[:1]), asked_ms=0)
 
 
+def again(facts: Facts, answered: Collection[str]) -> Wish | None:
+    """The wish whose job was void and that got no other since, None where there is none."""
+    last = {job.because: job for job in sorted(facts.void, key=lambda job: job.void_before)}
+    job = next((job for job in last.values() if job.because not in answered), None)
+    if job is None:
+        return None
+    return Wish(
+        reason=job.reason, because=job.because, asked_ms=job.ts_ms, correlation_id=job.correlation_id,
+        drift_id=job.drift_id, from_base=job.from_base, void_before=job.void_before + 1,
+    )
+
+
 def request(model: str, policy: ModelPolicy, wish: Wish, facts: Facts, store: ArtifactStore) -> JobRequested:
     """The job that a wish becomes, all inputs resolved to digests. `facts.base` must be known."""
     assert facts.base is not None, "a wish without a base is still waiting"
@@ -71,14 +87,17 @@ def request(model: str, policy: ModelPolicy, wish: Wish, facts: Facts, store: Ar
     new_data = put_shard_set(store, model, new)
     replay_data = put_shard_set(store, model, replay) if replay else None
     digests = [new_data.digest, replay_data.digest if replay_data else ""]
+    # A shard that was rewritten is named by its old digest until that is said: the inputs may be those of the void job.
+    because = f"{wish.because}/{wish.void_before}" if wish.void_before else wish.because
     identity = job_id(
-        model, facts.base.digest, parent.digest if parent else "", digests, "lora", policy.recipe, wish.because
+        model, facts.base.digest, parent.digest if parent else "", digests, "lora", policy.recipe, because
     )
     return JobRequested(
         model=model, job_id=identity, reason=wish.reason, base=policy.base, base_path=facts.base.path,
         base_digest=facts.base.digest, parent_version=parent.version if parent else 0,
         parent_path=parent.path if parent else "", parent_digest=parent.digest if parent else "",
         new_data=new_data, replay_data=replay_data, drift_id=wish.drift_id, recipe=policy.recipe,
+        void_before=wish.void_before,
     )
 
 
@@ -129,15 +148,18 @@ class Conductor:
     async def _consider(self, model: str, policy: ModelPolicy) -> None:
         mine = self._requested[model]
         facts = await asyncio.to_thread(self._knowledge.facts, model, policy, mine.at_ms)
-        answered = facts.answered | mine.answered.keys()
-        # First what trains anew from the base, as after an erasure: no drift that comes meanwhile may take its place.
+        void = {job.job_id for job in facts.void}
+        answered = facts.answered | {because for because, job in mine.answered.items() if job not in void}
+        # First what had earned its job and lost it, then what trains anew from the base, as after an erasure: no drift
+        # that comes meanwhile may take its place.
         wishes = [self._current(model, from_base) for from_base in (True, False)]
-        wish = next((one for one in wishes if one is not None and one.because not in answered), None)
+        lost = again(facts, answered)
+        wish = lost or next((one for one in wishes if one is not None and one.because not in answered), None)
         if wish is None and facts.situation.champion == 0 and facts.new:
             wish = initial_wish(model, [facts.new[0].ref.shard_id, str(facts.situation.last_job_ms)])
         if wish is None or wish.because in answered:
             return
-        if unmet := waits_for(facts.situation, policy, now_ms(), needs_new=not wish.from_base):
+        if unmet := self._unmet(facts, policy, wish):
             await self._defer(model, policy, wish, facts, unmet)
             return
         job = await asyncio.to_thread(request, model, policy, wish, facts, self._store)
@@ -146,6 +168,10 @@ class Conductor:
         mine.at_ms[job.job_id] = now_ms()
         mine.answered[wish.because] = job.job_id
         log.info("%s: %s asked for (%s)", model, job.job_id, wish.reason)
+
+    def _unmet(self, facts: Facts, policy: ModelPolicy, wish: Wish) -> dict[str, str]:
+        earned = wish.void_before > 0
+        return waits_for(facts.situation, policy, now_ms(), needs_new=not wish.from_base, earned=earned)
 
     async def _defer(self, model: str, policy: ModelPolicy, wish: Wish, facts: Facts, unmet: dict[str, str]) -> None:
         said_ms, said = self._deferred_at.get(wish.because, (0, {}))

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from schemas.events import ErasureCompleted
+from schemas.events import ErasureCompleted, ErasureRequested
 from schemas.identity import key_id, parse_answer_id, subject_hash
 from streams import kafka
 from streams.artifacts import ArtifactStore, MissingArtifactError
@@ -98,14 +98,14 @@ class Erased:
         if record.value is None:
             return
         _, event = kafka.decode(record)
+        self._hashes.add(event.subject_hash)
+        if isinstance(event, ErasureCompleted):
+            return
         if event.key_id != key_id(self._secret):
             raise OtherSecretError(
                 f"{record.origin} was made under identity secret {event.key_id or '(none)'}, this process has "
                 f"{key_id(self._secret)}: name the same identity_secret_file for every process"
             )
-        self._hashes.add(event.subject_hash)
-        if isinstance(event, ErasureCompleted):
-            return
         if event.subject_id:
             self._under_way.add(event.erasure_id)
         else:
@@ -126,6 +126,11 @@ class Erased:
         if inference_id not in self._inferences and parse_answer_id(inference_id) is not None:
             self._store.put_bytes(f"{_late(subject_hash(self._secret, subject_id))}/{inference_id}", b"")
             self._inferences.add(inference_id)
+
+
+def nameless(request: ErasureRequested) -> ErasureRequested:
+    """A request as it may stay: without whose data it was about, and without who asked."""
+    return msgspec.structs.replace(request, subject_id="", requested_by="")
 
 
 def _path(erasure: str) -> str:

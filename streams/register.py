@@ -2,10 +2,15 @@
 
 Reads `models.verdicts`, `models.commands`, `monitor.performance`, `subjects.erasures`; what follows from them is
 decided by `streams.registry`. State is the registry topic itself, read to its end on assignment.
+
+It also deletes adapters that no version has: the decision says which, and their files go once it is committed (by
+`sweep`). What a crash leaves is deleted on the next assignment, from the decisions that stand.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,15 +25,19 @@ from schemas.events import (
     ModelStateChanged,
     PerformanceMeasured,
     RollbackRequested,
+    TrainingRequested,
     VerdictReached,
 )
+from schemas.identity import content_hash
 from schemas.policy import ModelPolicy
 from streams import kafka, registry
 from streams.artifact_paths import ArtifactError, check_content_path
+from streams.artifacts import ArtifactStore
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
 from streams.registry import Outcome
 
+log = logging.getLogger(__name__)
 GROUP = "register"
 TOPICS = ["models.verdicts", "models.commands", "monitor.performance", "subjects.erasures"]
 
@@ -37,15 +46,42 @@ class RegisterStep:
     """See the module."""
 
     def __init__(
-        self, bootstrap: str, policies: Mapping[str, ModelPolicy], budget: Budget | None = None
+        self, bootstrap: str, policies: Mapping[str, ModelPolicy], store: ArtifactStore, budget: Budget | None = None
     ) -> None:
-        self._bootstrap, self._policies = bootstrap, policies
+        self._bootstrap, self._policies, self._store = bootstrap, policies, store
         self._budget = budget or Budget()
         self._models: dict[str, ModelStateChanged] = {}
         self._bases: dict[str, BaseRegistered] = {}
+        self._erased: dict[str, set[str]] = {}  # erasures by the digest of what they took rows from
+        self._doomed: set[str] = set()
 
     def assigned(self, partitions: list[tuple[str, int]]) -> None:
         self._models, self._bases = read_registry(self._bootstrap, settled=True)
+        self._erased = {}
+        for receipt in facts(self._bootstrap, "subjects.erasures"):
+            if isinstance(receipt, ErasureCompleted):
+                self._note(receipt)
+        self._doomed = self._left_behind()
+        self.sweep()
+
+    def _left_behind(self) -> set[str]:
+        """Adapters that a decision gave up and that no candidate under way is made of again."""
+        decisions = facts(self._bootstrap, "models.decisions")
+        decided = {one.job_id for one in decisions}
+        candidates = facts(self._bootstrap, "models.candidates")
+        under_way = {registry.adapter_path(one.digest) for one in candidates if one.job_id not in decided}
+        return {path for one in decisions for path in one.deletes} - under_way
+
+    def sweep(self) -> None:
+        """Delete what the committed decisions gave up; called after each commit."""
+        versions = (version for state in self._models.values() for version in state.versions)
+        doomed = self._doomed - {registry.adapter_path(version.digest) for version in versions}
+        self._doomed = set()
+        if not doomed:
+            return
+        for path in sorted(doomed & {"/".join(file.split("/")[:2]) for file, _ in self._store.files("adapters")}):
+            self._store.delete_folder(path)
+            log.info("%s is deleted: no version has it", path)
 
     def handle(self, batch: list[Record]) -> list[Out]:
         outs: list[Out] = []
@@ -71,7 +107,7 @@ class RegisterStep:
         state = self._models.get(getattr(event, "model", ""))
         outcome = Outcome(None, None)
         if isinstance(event, VerdictReached):
-            outcome = registry.on_verdict(state, event, envelope.correlation_id)
+            outcome = registry.on_verdict(state, event, envelope.correlation_id, self._erased.get(event.digest, ()))
         elif isinstance(event, RollbackRequested):
             outcome = registry.on_rollback(state, event)
         elif isinstance(event, PerformanceMeasured):
@@ -79,17 +115,38 @@ class RegisterStep:
             outcome = registry.on_performance(state, event, policy.max_live_loss)
         if outcome.state is not None:
             self._models[outcome.state.model] = outcome.state
-        return [_said(fact, envelope) for fact in (outcome.state, outcome.decision) if fact is not None]
+        if outcome.decision is not None:
+            self._doomed.update(outcome.decision.deletes)
+        outs = [_said(fact, envelope) for fact in (outcome.state, outcome.decision) if fact is not None]
+        return outs + self._retrained(envelope, state, outcome.state)
 
     def _mark(self, envelope: Envelope, event: ErasureCompleted) -> list[Out]:
-        """Every model that learned from what was erased says so in its state."""
+        """Every model that learned from what was erased says so in its state; a candidate, once it has a number."""
+        self._note(event)
         outs = []
         for name in sorted({one.model for one in event.adapters} & self._models.keys()):
-            after = registry.on_erasure(self._models[name], event).state
+            before, after = self._models[name], registry.on_erasure(self._models[name], event).state
             if after is not None:
                 self._models[name] = after
-                outs.append(_said(after, envelope))
+                outs += [_said(after, envelope), *self._retrained(envelope, before, after)]
         return outs
+
+    def _note(self, receipt: ErasureCompleted) -> None:
+        for one in receipt.adapters:
+            self._erased.setdefault(one.digest, set()).add(receipt.erasure_id)
+
+    def _retrained(
+        self, cause: Envelope, before: ModelStateChanged | None, after: ModelStateChanged | None
+    ) -> list[Out]:
+        """Asks for a model anew from its base, where its policy says so, once per erasure that marked a version."""
+        fresh = registry.marks(after) - registry.marks(before)
+        if after is None or not fresh or not self._policies.get(after.model, ModelPolicy()).retrain_after_erasure:
+            return []
+        reason = ", ".join(sorted(fresh))
+        asked = TrainingRequested(model=after.model, reason=reason, from_base=True)
+        identity = "training-" + content_hash(after.model, after.epoch, reason)
+        return [kafka.out(asked, source=GROUP, subject=after.model, correlation_id=cause.id, causation_id=cause.id,
+                          event_id=identity)]  # fmt: skip
 
     def _add_base(self, envelope: Envelope, event: BaseAddRequested) -> list[Out]:
         """A name stands for the same weights for ever: adapters were trained on them, and versions name it."""
@@ -114,6 +171,16 @@ def _check_paths(event: Any) -> None:
         check_content_path("bases", event.path, event.digest)
     elif isinstance(event, VerdictReached):
         check_content_path("adapters", event.path, event.digest)
+
+
+def facts(bootstrap: str, topic: str) -> list[Any]:
+    """The committed events of a topic."""
+    found = []
+    for record in kafka.read_to_end(bootstrap, topic, settled=True):
+        if record.value is not None:
+            with contextlib.suppress(ContractError):  # whoever consumes it makes a letter of it
+                found.append(kafka.decode(record)[1])
+    return found
 
 
 def _said(fact: msgspec.Struct, cause: Envelope) -> Out:

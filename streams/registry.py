@@ -6,6 +6,7 @@ Versions are numbered from 1, once per candidate digest; version 0 is the base i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -40,12 +41,17 @@ def find(state: ModelStateChanged | None, version: int) -> Version | None:
 
 
 def on_verdict(
-    state: ModelStateChanged | None, verdict: VerdictReached, correlation_id: str
+    state: ModelStateChanged | None, verdict: VerdictReached, correlation_id: str, erasures: Iterable[str] = ()
 ) -> Outcome:
-    """Promote a candidate that passed against the champion of today; refuse any other."""
+    """Promote a candidate that passed against the champion of today; refuse any other that is not void.
+
+    `erasures` are those whose receipts name it, beside those that its verdict knew of.
+    """
     known = next((entry for entry in (state.versions if state else []) if entry.digest == verdict.digest), None)
     if known and known.job_id == verdict.job_id:  # a replay: this digest has its number already
         return Outcome(None, None)
+    if verdict.void:
+        return Outcome(None, _decision("void", verdict.reason, verdict, state))
     if known:  # the conductor waits for a decision on every job
         reason = f"the same adapter is version {known.version} already"
         return Outcome(None, _decision("refused", reason, verdict, state))
@@ -60,7 +66,7 @@ def on_verdict(
         version=version, digest=verdict.digest, path=verdict.path, base=verdict.base,
         base_digest=verdict.base_digest, job_id=verdict.job_id, fingerprint=verdict.fingerprint,
         new_data=verdict.new_data, replay_data=verdict.replay_data, correlation_id=correlation_id,
-        drift_id=verdict.drift_id,
+        drift_id=verdict.drift_id, erasures=sorted({*verdict.erasures, *erasures}),
     )
     versions = [*(_retired(old, champion) for old in (state.versions if state else [])), entry]
     after = ModelStateChanged(
@@ -68,7 +74,10 @@ def on_verdict(
         previous=champion, shares={str(version): 1.0}, versions=versions[-KEPT_VERSIONS:],
         change="promoted", reason=verdict.reason,
     )
-    return Outcome(after, _decision("promoted", verdict.reason, verdict, after, version))
+    line = _decision("promoted", verdict.reason, verdict, after, version)
+    kept = {one.digest for one in after.versions}
+    gone = [adapter_path(one.digest) for one in versions[:-KEPT_VERSIONS] if one.digest not in kept]
+    return Outcome(after, msgspec.structs.replace(line, deletes=gone))
 
 
 def _retired(entry: Version, champion: int) -> Version:
@@ -78,11 +87,18 @@ def _retired(entry: Version, champion: int) -> Version:
 def _decision(
     decision: str, reason: str, verdict: VerdictReached, state: ModelStateChanged | None, version: int = 0
 ) -> DecisionMade:
+    has_it = any(entry.digest == verdict.digest for entry in (state.versions if state else []))
     return DecisionMade(
         model=verdict.model, decision=decision, reason=reason, version=version,
         previous=verdict.champion_version, digest=verdict.digest, job_id=verdict.job_id,
         drift_id=verdict.drift_id, epoch=state.epoch if state else 0,
+        deletes=[] if has_it else [adapter_path(verdict.digest)],
     )
+
+
+def adapter_path(digest: str) -> str:
+    """Where an adapter's files are, whatever an event says: what is deleted there is nothing else."""
+    return f"adapters/{digest}"
 
 
 def on_rollback(state: ModelStateChanged | None, command: RollbackRequested) -> Outcome:
@@ -123,15 +139,21 @@ def _serve_again(state: ModelStateChanged, target: int, reason: str, decision: s
 
 def on_erasure(state: ModelStateChanged, erasure: ErasureCompleted) -> Outcome:
     """Mark the versions that learned from what was erased; they go on serving until somebody decides otherwise."""
-    marked = {one.version for one in erasure.adapters if one.model == state.model}
+    # By digest: a candidate that the receipt names may have got its number since.
+    marked = {one.digest for one in erasure.adapters if one.model == state.model}
     versions = [
         msgspec.structs.replace(entry, erasures=[*entry.erasures, erasure.erasure_id])
-        if entry.version in marked and erasure.erasure_id not in entry.erasures else entry
+        if entry.digest in marked and erasure.erasure_id not in entry.erasures else entry
         for entry in state.versions
     ]  # fmt: skip
     if versions == state.versions:
         return Outcome(None, None)
     return Outcome(msgspec.structs.replace(state, versions=versions), None)
+
+
+def marks(state: ModelStateChanged | None) -> set[str]:
+    """The erasures that removed rows which any version had learned from."""
+    return {erasure for entry in (state.versions if state else []) for erasure in entry.erasures}
 
 
 def on_performance(

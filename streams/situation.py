@@ -31,9 +31,24 @@ class KnownShard:
     ts_ms: int
 
 
+@dataclass(frozen=True)
+class KnownJob:
+    """A job that was asked for; `because` is the id of what asked for it."""
+
+    job_id: str
+    because: str
+    correlation_id: str
+    reason: str
+    drift_id: str
+    from_base: bool
+    void_before: int
+    ts_ms: int
+
+
 @dataclass
 class Facts:
-    """Everything the conductor knows of one model; `answered` holds the wishes that got their job."""
+    """Everything the conductor knows of one model; `answered` holds the wishes that got their job, `void` the jobs that
+    trained on what was erased meanwhile."""
 
     situation: Situation
     champion: Version | None
@@ -41,6 +56,7 @@ class Facts:
     new: list[KnownShard] = field(default_factory=list)
     replay: list[ShardRef] = field(default_factory=list)
     answered: frozenset[str] = frozenset()
+    void: tuple[KnownJob, ...] = ()
 
 
 def wait_for_tables(client: Client, stop: threading.Event) -> None:
@@ -71,7 +87,9 @@ class Knowledge:
         base = self._base(policy.base)
         used = self._used(champion)
         mine = [shard for shard in self._shards.values() if shard.model == model]
-        jobs, answered = self._jobs(model)
+        known, gone = self._jobs(model), self._void(model)
+        jobs = {job.job_id: job.ts_ms for job in known if job.job_id not in gone}
+        requested = {job: at_ms for job, at_ms in requested.items() if job not in gone}
         last_job_ms = max([*jobs.values(), *(t for j, t in requested.items() if j not in jobs)], default=0)
         new = [shard for shard in mine if shard.ref.shard_id not in used]
         situation = Situation(
@@ -83,7 +101,9 @@ class Knowledge:
             base_known=base is not None,
         )
         replay = [shard.ref for shard in mine if shard.ref.shard_id in used]
-        return Facts(situation, champion, base, new, replay, answered)
+        answered = frozenset(job.because for job in known if job.job_id in jobs)
+        void = tuple(job for job in known if job.job_id in gone)
+        return Facts(situation, champion, base, new, replay, answered, void)
 
     def _read_shards(self) -> None:
         found = rows(
@@ -132,15 +152,26 @@ class Knowledge:
             self._lineage = {champion.digest: frozenset(refs)}
         return self._lineage[champion.digest]
 
-    def _jobs(self, model: str) -> tuple[dict[str, int], frozenset[str]]:
-        """When each job was asked for (Unix ms), and what these jobs answered."""
+    def _jobs(self, model: str) -> list[KnownJob]:
         found = rows(
             self._client,
-            "SELECT job_id, causation_id, toUnixTimestamp64Milli(ts) AS ts_ms FROM tuneloop.job_requested FINAL "
-            "WHERE model = {model:String}",
+            "SELECT job_id, causation_id AS because, correlation_id, reason, drift_id, "
+            "reason = 'person' AND parent_version = 0 AS from_base, void_before, toUnixTimestamp64Milli(ts) AS ts_ms "
+            "FROM tuneloop.job_requested FINAL WHERE model = {model:String} ORDER BY ts_ms",
             model=model,
         )
-        return {row["job_id"]: row["ts_ms"] for row in found}, frozenset(row["causation_id"] for row in found)
+        return [KnownJob(**row | {"from_base": bool(row["from_base"])}) for row in found]
+
+    def _void(self, model: str) -> frozenset[str]:
+        """Jobs that are to be asked for again: the trainer found it, or the gate."""
+        found = rows(
+            self._client,
+            "SELECT job_id FROM tuneloop.job_ended FINAL WHERE model = {model:String} AND outcome = 'void' "
+            "UNION DISTINCT SELECT job_id FROM tuneloop.decision_made FINAL "
+            "WHERE model = {model:String} AND decision = 'void'",
+            model=model,
+        )
+        return frozenset(row["job_id"] for row in found)
 
     def _in_flight(self, model: str, requested: dict[str, int], jobs: dict[str, int]) -> str:
         """A job that was asked for and has neither failed nor been decided on."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -42,9 +43,13 @@ def run(
     transactional_id: str,
     batch_records: int = 5_000,
     linger_s: float = 0.0,
+    after_commit: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run `step` over `topics` until `stop`. Raises `transaction.FencedError`, `transaction.RefusedError`,
-    `KafkaException` (fatal errors only) and `LostMembershipError`."""
+    """Run `step` over `topics` until `stop`; `after_commit` is for what only committed records may lead to.
+
+    Raises `transaction.FencedError`, `transaction.RefusedError`, `KafkaException` (fatal errors only) and
+    `LostMembershipError`.
+    """
     client = kafka.consumer(bootstrap, group, transactional_id)
     writer = transaction.fresh_producer(bootstrap, transactional_id)
     batch: list[Record] = []
@@ -71,6 +76,7 @@ def run(
                 idle_at = kafka.commit_idle(client, idle_at)
             elif _commit(client, writer, step, batch, failures):
                 failures = 0
+                after_commit()
             else:
                 failures += 1
                 writer, assignment = transaction.start_over(client, bootstrap, transactional_id)

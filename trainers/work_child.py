@@ -15,12 +15,13 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import JobRequested
+from schemas.events import JobRequested, ShardRef
 from schemas.policy import ModelPolicy
 from serving.engine import Engine
-from streams.artifacts import ArtifactStore, get_shard_set, open_store
+from streams.artifacts import ArtifactStore, open_store, put_shard_set
+from streams.losses import as_they_stand, is_void, losses, reason
 from trainers import sft
-from trainers.dataset import Row, TrainingSet, read_rows, training_set
+from trainers.dataset import TRAINED_KINDS, TrainingSet, read_rows, training_set
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -36,11 +37,13 @@ def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
 
 
 def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
-    """Do one job; returns the candidate's own fields. Raises `JobError` and `ArtifactError`."""
+    """Do one job; returns the candidate's own fields, or why it is void. Raises `JobError` and `ArtifactError`."""
     report({"phase": "started"})
     job = msgspec.convert(request["job"], JobRequested)
     policy = msgspec.convert(request["policy"], ModelPolicy)
-    data = job_data(job, policy, store)
+    # In the form that is read now: what is gone when the training ends was learned from.
+    new, replay = as_they_stand(store, job.new_data), as_they_stand(store, job.replay_data)
+    data = job_data(job, policy, store, new, replay)
     base_dir = store.get_folder(job.base_path, job.base_digest)
     parent = store.get_folder(job.parent_path, job.parent_digest) if job.parent_digest else None
     recipe = recipe_of(job.recipe)
@@ -58,6 +61,9 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
             raise JobError(f"training diverged: the loss is {trained.loss}; lower the recipe's learning_rate")
         report({"phase": "saving", "step": trained.steps, "steps": trained.steps, "loss": trained.loss})
         fingerprint = _fingerprint(base_dir, Path(folder) / "adapter")
+        lost = losses(store, [*new, *replay], TRAINED_KINDS)
+        if is_void(lost, job.void_before):
+            return {"void": reason(lost)}
         path, digest = store.put_folder("adapters", Path(folder) / "adapter")
     return {
         "digest": digest,
@@ -67,14 +73,21 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
         "tokens": trained.tokens,
         "loss": trained.loss,
         "fingerprint": fingerprint,
+        **msgspec.to_builtins(
+            {
+                "new_data": put_shard_set(store, job.model, new),
+                "replay_data": put_shard_set(store, job.model, replay) if replay else None,
+            }
+        ),
     }
 
 
-def job_data(job: JobRequested, policy: ModelPolicy, store: ArtifactStore) -> TrainingSet:
+def job_data(
+    job: JobRequested, policy: ModelPolicy, store: ArtifactStore, new: list[ShardRef], replay: list[ShardRef]
+) -> TrainingSet:
     """The rows a job trains on."""
-    new: list[Row] = read_rows(store, get_shard_set(store, job.new_data))
-    replay = read_rows(store, get_shard_set(store, job.replay_data))
-    data = training_set(new, replay, replay_share=policy.replay_share, max_replay=policy.max_replay_examples, seed=0)
+    fresh, old = read_rows(store, new), read_rows(store, replay)
+    data = training_set(fresh, old, replay_share=policy.replay_share, max_replay=policy.max_replay_examples, seed=0)
     if not data.rows:
         raise JobError(f"{job.new_data.shards} shards hold no training example")
     return data

@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import CandidateTrained, JobEnded, JobProgressed, JobRequested
+from schemas.events import CandidateTrained, JobEnded, JobProgressed, JobRequested, ShardSet
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
 
 log = logging.getLogger(__name__)
+_SETS = ("new_data", "replay_data")
 GROUP, TOPIC, SOURCE = "work", "training.jobs", "work"
 
 
@@ -50,6 +51,12 @@ class WorkJob:
                 model=job.model, job_id=job.job_id, outcome="failed", reason=str(result), seconds=elapsed_s
             )
             return [self._out(ended, envelope)]
+        if "void" in result:
+            log.info("%s is void: %s", job.job_id, result["void"])
+            ended = JobEnded(
+                model=job.model, job_id=job.job_id, outcome="void", reason=result["void"], seconds=elapsed_s
+            )
+            return [self._out(ended, envelope)]
         self._done.add(job.job_id)
         candidate = CandidateTrained(
             model=job.model,
@@ -58,12 +65,11 @@ class WorkJob:
             base_path=job.base_path,
             base_digest=job.base_digest,
             parent_version=job.parent_version,
-            new_data=job.new_data,
-            replay_data=job.replay_data,
             method=job.method,
             drift_id=job.drift_id,
+            void_before=job.void_before,
             seconds=elapsed_s,
-            **result,
+            **result | msgspec.convert({name: result[name] for name in _SETS}, dict[str, ShardSet | None]),
         )
         ended = JobEnded(model=job.model, job_id=job.job_id, outcome="succeeded", seconds=elapsed_s)
         return [self._out(candidate, envelope), self._out(ended, envelope)]

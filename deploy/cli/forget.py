@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated
 
@@ -21,8 +22,10 @@ def register(app: typer.Typer) -> None:
 
 
 def forget(
-    subject: Annotated[str, typer.Argument(help="the subject id: safety_identifier, user, or what an import named")],
-    requested_by: Annotated[str, typer.Option(help="who asks, for the record")] = "",
+    subject: Annotated[
+        str, typer.Argument(help="the subject id: safety_identifier, user, or what an import named; - = ask for it")
+    ] = "-",
+    requested_by: Annotated[str, typer.Option(help="who asks; kept with the request until it is carried out")] = "",
     wait_s: Annotated[float, typer.Option(help="how long to wait for the receipt; 0 = do not wait")] = 900.0,
     format: Format = Format.table,
 ) -> None:
@@ -30,9 +33,11 @@ def forget(
 
     What still arrives under this id afterwards is kept out. Prints the receipt, which comes only after compaction;
     asking again erases again and gives a new one.
+
+    An id in the command line stays in the shell's history, and everybody on the machine sees it while the command runs:
+    leave it out, and it is asked for, or read from standard input.
     """
-    if not subject.strip():
-        raise CommandError("which subject? An empty id is what everything has that belongs to nobody")
+    subject = subject_given(subject)
     secret = identity_secret(context.settings)
     hashed = subject_hash(secret, subject)
     identity = erasure_id(hashed)
@@ -44,6 +49,20 @@ def forget(
     err.print(f"{identity} was asked for")
     if wait_s > 0:
         show([_row(_awaited(identity, before, wait_s))], format)
+
+
+def subject_given(argument: str) -> str:
+    """The subject that an argument names, or that a person or a pipe gives in its place. Raises `CommandError`."""
+    subject = argument
+    if argument == "-":
+        subject = typer.prompt("subject", err=True) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    if not subject.strip():
+        raise CommandError("which subject? An empty id is what everything has that belongs to nobody")
+    try:
+        subject.encode()
+    except UnicodeEncodeError:
+        raise CommandError("the subject is no UTF-8, and no record of anybody's is anything else") from None
+    return subject
 
 
 def _awaited(identity: str, before: ErasureCompleted | None, wait_s: float) -> ErasureCompleted:
@@ -65,5 +84,7 @@ def _row(receipt: ErasureCompleted) -> dict[str, object]:
     return {
         "erasure": receipt.erasure_id, "records": sum(receipt.tombstones.values()), "topics": receipt.tombstones,
         "shards_rewritten": receipt.shards, "rows_erased": receipt.rows, "seconds": round(receipt.seconds, 1),
-        "adapters_that_learned_from_them": [f"{one.model}@{one.version}" for one in receipt.adapters],
+        "adapters_that_learned_from_them": [f"{one.model}@{one.version}" for one in receipt.adapters if one.version],
+        "candidates_that_learned_from_them": [one.digest[:12] for one in receipt.adapters if not one.version],
+        "jobs_under_way": receipt.jobs, "adapters_deleted": receipt.deleted, "places_in_logs": receipt.log_places,
     }  # fmt: skip

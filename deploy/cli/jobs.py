@@ -16,8 +16,8 @@ app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
 _JOBS = """
 SELECT j.ts AS requested_at, j.model AS model, j.reason AS reason, j.job_id AS job,
-    multiIf(d.decision != '', d.decision, e.outcome = 'failed', 'failed', e.outcome = 'succeeded', 'being judged',
-            p.phase != '', p.phase, 'queued') AS state,
+    multiIf(d.decision != '', d.decision, e.outcome IN ('failed', 'void'), e.outcome,
+            e.outcome = 'succeeded', 'being judged', p.phase != '', p.phase, 'queued') AS state,
     p.step AS step, p.steps AS steps, p.loss AS loss, p.time_left_s AS time_left_s,
     multiIf(d.reason != '', d.reason, e.reason) AS why, dateDiff('second', p.said_at, now64(3)) AS heartbeat_age_s
 FROM (SELECT * FROM tuneloop.job_requested FINAL) AS j

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,9 +25,10 @@ from streams.erase import shards, tables
 from streams.erase.compact import compact_away, restore_settings
 from streams.erase.find import Place, Subject, deleted_already, find, still_stored
 from streams.erase.keepers import delete, wait_until_passed
+from streams.erase.logs import blot_out, without
 from streams.prepare import gathered
 from streams.prepare.step import read_committed_shards
-from streams.register import read_registry
+from streams.register import facts, read_registry
 
 log = logging.getLogger(__name__)
 SOURCE = "erase"
@@ -34,12 +36,22 @@ WAIT_S = 900.0
 Report = Callable[[Any], None]
 
 
-def make(bootstrap: str, clickhouse: str, *artifacts: str) -> Callable[[Any, Report], Any]:
-    """The function that the child runs for each request; `artifacts` are the arguments of `open_store`."""
+def make(bootstrap: str, clickhouse: str, logs: Sequence[str], *artifacts: str) -> Callable[[Any, Report], Any]:
+    """The function that the child runs for each request.
+
+    `logs` are the folders with this machine's logs, `artifacts` the arguments of `open_store`.
+    """
     store = open_store(*artifacts)
 
     def work(request: Any, report: Report) -> Any:
-        return Erasure(bootstrap, clickhouse, store, request, report).done()
+        try:
+            return Erasure(bootstrap, clickhouse, logs, store, request, report).done()
+        except Exception as error:
+            said = without(str(error), request["event"]["subject_id"])
+            if said == str(error):
+                raise
+            # An error of ClickHouse quotes the statement, one of the network its address: both hold the id.
+            raise RuntimeError(f"{type(error).__name__}: {said}") from None
 
     return work
 
@@ -47,8 +59,11 @@ def make(bootstrap: str, clickhouse: str, *artifacts: str) -> Callable[[Any, Rep
 class Erasure:
     """One request (an `ErasureRequested` as plain values, with `asked_ms`), carried out."""
 
-    def __init__(self, bootstrap: str, clickhouse: str, store: ArtifactStore, request: Any, report: Report) -> None:
+    def __init__(
+        self, bootstrap: str, clickhouse: str, logs: Sequence[str], store: ArtifactStore, request: Any, report: Report
+    ) -> None:
         self._bootstrap, self._clickhouse, self._store, self._report = bootstrap, clickhouse, store, report
+        self._logs = [Path(folder) for folder in logs]
         self._asked_ms: int = request["asked_ms"]
         self._cause: str = request["id"]
         self._event = msgspec.convert(request["event"], ErasureRequested)
@@ -66,10 +81,13 @@ class Erasure:
         if not self._event.subject_id:
             return self._said_before()
         time.sleep(max(0.0, self._asked_ms / 1000 + 3 * erased.STALE_S - time.time()))
+        # Topics keep answers for a while, ClickHouse for good: feedback on old ones is known by these ids alone.
+        self._subject.inferences |= tables.inferences_of(connect(self._clickhouse), self._event.subject_id)
         # What an attempt before this one deleted and did not see compacted.
         self._doomed = deleted_already(self._bootstrap, self._subject)
         self._delete_records()
-        changed, taught = self._rewrite_shards()
+        changed = self._rewrite_shards()
+        touched = self._touched(changed)
         self._say("tables")
         tables.delete_rows(connect(self._clickhouse), self._event.subject_id, self._subject.inferences)
         failpoints.hit("erase.rows_deleted")
@@ -79,7 +97,10 @@ class Erasure:
         failpoints.hit("erase.compacted")
         # Once more: a process that was just starting may have gathered what the shards said before.
         gathered.forget(self._store, self._standing(changed))
-        receipt = {"tombstones": self._counted, "rewritten": len(changed), "adapters": taught, "rows": self._rows}
+        receipt = {
+            "tombstones": self._counted, "rewritten": len(changed), "rows": self._rows, **touched,
+            "log_places": blot_out(self._logs, self._event.subject_id),
+        }  # fmt: skip
         noted = msgspec.json.encode({"receipt": receipt, "shards": [one.shard_id for one in changed]})
         self._store.put_proven(self._notes, noted)
         self._forget_the_name()
@@ -124,11 +145,13 @@ class Erasure:
             wait_until_passed(self._bootstrap, marks, WAIT_S)
             passed = True
 
-    def _rewrite_shards(self) -> tuple[list[ShardWritten], list[Any]]:
+    def _rewrite_shards(self) -> list[ShardWritten]:
         self._say("shards")
         now_s = time.time()
         committed = read_committed_shards(self._bootstrap)
-        changed = shards.rewrite(self._store, committed, self._event.subject_id, self._subject.inferences)
+        changed = shards.rewrite(
+            self._store, committed, self._event.subject_id, self._subject.inferences, self._event.erasure_id
+        )
         self._rows = sum(after.erased for after in changed)
         gathered.forget(self._store, self._standing(changed))
         named = {after.path for after in changed}
@@ -136,8 +159,22 @@ class Erasure:
         shards.sweep(
             self._store, lambda: named | {one.path for one in read_committed_shards(self._bootstrap)}, now_s
         )
-        models, _ = read_registry(self._bootstrap)
-        return changed, shards.taught(self._store, models.values(), {one.shard_id for one in changed})
+        return changed
+
+    def _touched(self, changed: list[ShardWritten]) -> dict[str, Any]:
+        """What learned from the rows that are gone, or is just doing so; adapters that nobody ever named go."""
+        self._say("adapters")
+        models, _ = read_registry(self._bootstrap, settled=True)
+        candidates = facts(self._bootstrap, "models.candidates")
+        decided = {one.job_id for one in facts(self._bootstrap, "models.decisions")}
+        pending = [one for one in candidates if one.job_id not in decided]
+        now = {one.shard_id: one.digest for one in changed}
+        client = connect(self._clickhouse)
+        return {
+            "adapters": shards.taught(self._store, models.values(), pending, changed),
+            "jobs": [job for job, *sets in tables.jobs_under_way(client) if shards.held(self._store, now, *sets)],
+            "deleted": shards.sweep_adapters(self._store, {one.digest for one in candidates}),
+        }
 
     def _standing(self, changed: list[ShardWritten]) -> set[str]:
         """The digests of all shards as they are now."""
@@ -148,7 +185,7 @@ class Erasure:
         """Say the request again without the subject, and have Kafka drop what was said before."""
         self._say("request")
         path = erased.put_inferences(self._store, self._event.erasure_id, self._subject.inferences)
-        nameless = msgspec.structs.replace(self._event, subject_id="", inferences=path)
+        nameless = msgspec.structs.replace(erased.nameless(self._event), inferences=path)
         client = kafka.producer(self._bootstrap)
         said = kafka.out(
             nameless, source=SOURCE, subject=nameless.erasure_id, time_ms=self._asked_ms, causation_id=self._cause

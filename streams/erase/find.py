@@ -6,36 +6,23 @@ of a dead letter, or of what a stream processor keeps in its own topics.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from schemas.events import Message
-from schemas.identity import ANSWER_ID, subject_of_prompt
+from schemas.identity import parse_answer_id
 from schemas.topics import all_topics
 from streams import kafka
+from streams.dead_letters import ERRORS, ORIGINAL
+from streams.erase.subject import Subject
 from streams.join.rows import carried_by
 from streams.kafka import Record
 
 Place = tuple[str, int]
-_INFERENCE = re.compile(ANSWER_ID.encode())
-# Before a name under any key of a JSON object, but not before what people say or what things are called.
-_NOT_NAMES = rb"role|content|prompt|completion|chosen|rejected|answer|value|model|kind|origin|metric_name"
-_NAMING = rb'"(?!(?:' + _NOT_NAMES + rb')")[^"\\]*"\s*:\s*'
 # Topics of this consumer's own (re-keyed records, changelogs of its tables) hold words too.
 INTERNAL = "join-feedback-"
-
-
-class _Who(msgspec.Struct):
-    """What any event with a person's words says of whose they are."""
-
-    subject_id: str = ""
-    inference_id: str = ""
-    prompt: str = ""
-    messages: list[Message] = []
 
 
 @dataclass
@@ -54,46 +41,6 @@ class Found:
         return dict(total)
 
 
-class Subject:
-    """Recognises what belongs to one subject, given the inferences that are known to be theirs."""
-
-    def __init__(self, subject_id: str, inferences: Iterable[str] = ()) -> None:
-        self.subject_id = subject_id
-        self.inferences = set(inferences)
-        self._quoted = msgspec.json.encode(subject_id)
-        self._named = re.compile(_NAMING + re.escape(self._quoted))
-
-    def owns(self, record: Record) -> bool:
-        """Whether a record is theirs by what it says, or, where it says nothing that can be read, by what it holds."""
-        value = record.value or b""
-        try:
-            who = _decoder.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self.in_bytes(value)
-        if who.subject_id:
-            return who.subject_id == self.subject_id or who.inference_id in self.inferences
-        named = self._quoted in value and self._named.search(value) is not None  # the cheap look first
-        return named or self._asked(who) or self.in_key(value)
-
-    def _asked(self, who: _Who) -> bool:
-        """A row that came without a subject has that of its prompt."""
-        if not self.subject_id.startswith("prompt-"):
-            return False
-        asked = [turn.content for turn in who.messages if turn.role == "user"][-1:] or [who.prompt]
-        return subject_of_prompt(asked[0]) == self.subject_id
-
-    def in_bytes(self, value: bytes) -> bool:
-        """Whether the subject's id stands there as a JSON string, or the id of one of their inferences."""
-        return self._quoted in value or self.in_key(value)
-
-    def in_key(self, value: bytes) -> bool:
-        """Whether the id of one of their inferences stands there."""
-        return any(match.group().decode() in self.inferences for match in _INFERENCE.finditer(value))
-
-
-_decoder = msgspec.json.Decoder(_Who)
-
-
 def find(bootstrap: str, subject: Subject) -> Found:
     """Every record of the subject that has a value and no later deletion under its key."""
     found = Found()
@@ -104,8 +51,17 @@ def find(bootstrap: str, subject: Subject) -> Found:
         if topic != "usage.inferences":
             for record in _live(bootstrap, topic, owner(subject, topic), found.last):
                 found.keys[record.topic, record.partition].add(record.key or b"")
+                subject.inferences |= _answers_in(record)
     found.inferences = set(subject.inferences)
     return found
+
+
+def _answers_in(letter: Record) -> set[str]:
+    """The id of an answer whose record became a dead letter: it leads to feedback, too."""
+    said = dict(letter.headers)
+    key = (said.get(ORIGINAL + "key") or b"").decode(errors="replace")
+    of_answers = said.get(ERRORS + "topic") == b"usage.inferences"
+    return {key} if of_answers and parse_answer_id(key) is not None else set()
 
 
 def deleted_already(bootstrap: str, subject: Subject) -> dict[Place, set[bytes]]:

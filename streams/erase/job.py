@@ -1,20 +1,18 @@
 """`erase`, the parent's side: takes requests, publishes rewritten shards and the receipt in one transaction.
 
-Reads `subjects.erasures`; writes `training.shards`, `subjects.erasures` and, where a model's policy says so, asks for
-a job that trains the model anew without what was erased (`models.commands`).
+Reads `subjects.erasures`; writes `training.shards` and `subjects.erasures`. What becomes of adapters that learned from
+what is gone is the business of `work` and `gate` (a candidate is void) and of `register` (a version is marked).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import ErasureCompleted, ErasureRequested, ShardWritten, TaughtBy, TrainingRequested
-from schemas.policy import ModelPolicy
+from schemas.events import ErasureCompleted, ErasureRequested, ShardWritten, TaughtBy
 from streams import kafka
 from streams.kafka import Out
 
@@ -25,8 +23,8 @@ GROUP, TOPIC, SOURCE = "erase", "subjects.erasures", "erase"
 class EraseJob:
     """The job of the long-job loop; see `streams.long_job.Job`."""
 
-    def __init__(self, bootstrap: str, policies: Mapping[str, ModelPolicy]) -> None:
-        self._bootstrap, self._policies = bootstrap, policies
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
         self._current: tuple[Envelope, ErasureRequested] | None = None
 
     def accept(self, envelope: Envelope, event: ErasureRequested | ErasureCompleted) -> Any | None:
@@ -55,25 +53,21 @@ class EraseJob:
             # No receipt, and no offset: ending here makes the supervisor start anew and the request come again.
             raise RuntimeError(f"{event.erasure_id}: {result}")
         shards = [msgspec.convert(one, ShardWritten) for one in result["shards"]]
-        adapters = [msgspec.convert(one, TaughtBy) for one in result["adapters"]]
         receipt = ErasureCompleted(
             erasure_id=event.erasure_id, subject_hash=event.subject_hash, tombstones=result["tombstones"],
-            shards=result["rewritten"], rows=result["rows"], adapters=adapters, seconds=elapsed_s,
+            shards=result["rewritten"], rows=result["rows"],
+            adapters=[msgspec.convert(one, TaughtBy) for one in result["adapters"]], jobs=result["jobs"],
+            deleted=result["deleted"], log_places=result["log_places"], seconds=elapsed_s,
         )
         log.info("%s: done, %d shards rewritten in %.0f s", event.erasure_id, receipt.shards, elapsed_s)
-        retrain = sorted({one.model for one in adapters if self._retrains(one.model)})
-        again = [TrainingRequested(model=name, reason=event.erasure_id, from_base=True) for name in retrain]
-        return [self._out(fact, envelope) for fact in (*shards, receipt, *again)]
-
-    def _retrains(self, model: str) -> bool:
-        return model in self._policies and self._policies[model].retrain_after_erasure
+        return [self._out(fact, envelope) for fact in (*shards, receipt)]
 
     def _now(self) -> tuple[Envelope, ErasureRequested]:
         assert self._current is not None, "a result without a request"
         return self._current
 
     def _out(self, event: msgspec.Struct, cause: Envelope) -> Out:
-        subject = getattr(event, "shard_id", "") or getattr(event, "erasure_id", "") or getattr(event, "model", "")
+        subject = getattr(event, "shard_id", "") or getattr(event, "erasure_id", "")
         return kafka.out(event, source=SOURCE, subject=subject, correlation_id=cause.id, causation_id=cause.id)
 
 

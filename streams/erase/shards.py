@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -15,16 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.events import ModelStateChanged, ShardRef, ShardWritten, TaughtBy
+from schemas.events import CandidateTrained, ModelStateChanged, ShardRef, ShardSet, ShardWritten, TaughtBy
 from streams.artifacts import UNFINISHED, ArtifactStore, get_shard, get_shard_set, replace_shard
+from streams.losses import Loss, note_loss
 from streams.prepare.shard import counted, put_shard, ref_of
 
 # A shard file that nothing names may belong to a transaction that is not committed yet; none stays open as long.
 ORPHANED_AFTER_S = 60.0
+# An adapter is named right after it was stored; one that is this old was left by a job that was done again.
+UNNAMED_AFTER_S = 3_600.0
 
 
 def rewrite(
-    store: ArtifactStore, shards: Iterable[ShardWritten], subject_id: str, inferences: set[str]
+    store: ArtifactStore, shards: Iterable[ShardWritten], subject_id: str, inferences: set[str], erasure_id: str
 ) -> list[ShardWritten]:
     """Take the subject's rows out of these shards; returns the events of all that differ from what was said of them."""
     changed = []
@@ -36,14 +40,21 @@ def rewrite(
         asked = pc.is_in(who["inference_id"], value_set=pa.array(sorted(inferences), pa.string()))
         theirs = pc.fill_null(pc.or_kleene(pc.equal(who["subject_id"], subject_id), asked), False)
         if pc.any(theirs, min_count=0).as_py():
-            kept = file.read().filter(pc.invert(theirs))
+            table = file.read()
+            kept = table.filter(pc.invert(theirs))
             path, digest, _ = put_shard(store, said.model, said.shard_id, kept)
             after = ShardRef(shard_id=said.shard_id, path=path, digest=digest, rows=kept.num_rows)
+            note_loss(store, ref, Loss(erasure_id=erasure_id, trained=_trained(table.filter(theirs)), after=digest))
             replace_shard(store, ref, after)
             ref = after
         if ref.digest != said.digest:  # also where an earlier attempt rewrote it and died before it could say so
             changed.append(_said_again(store, said, ref))
     return changed
+
+
+def _trained(gone: pa.Table) -> dict[str, int]:
+    """How many of these rows a job may have been trained on, by kind."""
+    return dict(Counter(gone.filter(pc.equal(gone["split"], "train"))["kind"].to_pylist()))
 
 
 def outdated(store: ArtifactStore, shards: Iterable[ShardWritten]) -> list[ShardWritten]:
@@ -81,12 +92,39 @@ def sweep(store: ArtifactStore, named: Callable[[], set[str]], written_before_s:
         time.sleep(1.0)
 
 
-def taught(store: ArtifactStore, states: Iterable[ModelStateChanged], shard_ids: set[str]) -> list[TaughtBy]:
-    """The versions that learned from (or were judged on) any of these shards."""
+def sweep_adapters(store: ArtifactStore, named: set[str]) -> int:
+    """Delete adapters that no candidate has named (`named`: digests) within a job's time; returns how many."""
+    written: dict[str, float] = {}
+    for path, written_s in store.files("adapters"):
+        folder = "/".join(path.split("/")[:2])
+        written[folder] = max(written_s, written.get(folder, 0.0))
+    old = [
+        folder for folder, written_s in written.items()
+        if folder.rpartition("/")[2] not in named and time.time() - written_s > UNNAMED_AFTER_S
+    ]  # fmt: skip
+    for folder in old:
+        store.delete_folder(folder)
+    return len(old)
+
+
+def taught(
+    store: ArtifactStore, states: Iterable[ModelStateChanged], pending: Iterable[CandidateTrained],
+    changed: Iterable[ShardWritten],
+) -> list[TaughtBy]:
+    """The versions, and the candidates not decided on, that learned from (or were judged on) what was taken out."""
+    now = {one.shard_id: one.digest for one in changed}
     found = []
     for state in states:
         for version in state.versions:
-            sets = (version.new_data, version.replay_data)
-            if any(ref.shard_id in shard_ids for one in sets for ref in get_shard_set(store, one)):
+            if held(store, now, version.new_data, version.replay_data):
                 found.append(TaughtBy(model=state.model, version=version.version, digest=version.digest))
+    for one in pending:
+        if held(store, now, one.new_data, one.replay_data):
+            found.append(TaughtBy(model=one.model, version=0, digest=one.digest))
     return found
+
+
+def held(store: ArtifactStore, now: dict[str, str], *sets: ShardSet | None) -> bool:
+    """Whether these sets name a shard in another form than it has now (`now`: digests by shard id)."""
+    refs = (ref for one in sets for ref in get_shard_set(store, one))
+    return any(now.get(ref.shard_id, ref.digest) != ref.digest for ref in refs)

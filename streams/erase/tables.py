@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from clickhouse_connect.driver.client import Client
 
+from schemas.events import ShardSet
 from schemas.landing import DATABASE, table_name
 from schemas.topics import TOPICS
-from streams.clickhouse import KEYS_PER_STATEMENT, in_chunks, rows
+from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
 
 # Tables with a person's words: their column of the inference, which alone leads to feedback without a subject.
 PERSONAL = [
@@ -16,6 +18,25 @@ PERSONAL = [
     for topic in TOPICS if topic.personal and topic.name != "subjects.erasures"
     for event in topic.events
 ]  # fmt: skip
+
+
+def inferences_of(client: Client, subject_id: str) -> set[str]:
+    """The ids of all answers that the subject was ever given, also of those that the topic keeps no longer."""
+    found = client.query(
+        f"SELECT DISTINCT inference_id FROM {DATABASE}.inference_served WHERE subject_id = {{subject:String}}",
+        parameters={"subject": subject_id}, settings=UNLOGGED,
+    )
+    return {row[0] for row in found.result_rows}
+
+
+def jobs_under_way(client: Client) -> list[tuple[str, ShardSet | None, ShardSet | None]]:
+    """Jobs that have neither ended nor a candidate, with the sets of shards that they were given."""
+    found = client.query(
+        f"SELECT job_id, new_data, replay_data FROM {DATABASE}.job_requested FINAL "
+        f"WHERE job_id NOT IN (SELECT job_id FROM {DATABASE}.job_ended)"
+    )
+    read = msgspec.json.Decoder(ShardSet | None).decode
+    return [(job, read(new), read(replay)) for job, new, replay in found.result_rows]
 
 
 def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s: float = 300.0) -> None:
@@ -27,7 +48,7 @@ def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s
         for some in list(in_chunks(sorted(inferences) if inference else [], KEYS_PER_STATEMENT)) or [[]]:
             client.command(
                 f"ALTER TABLE {DATABASE}.{table} DELETE WHERE {theirs}",
-                parameters={"subject": subject_id, "inferences": some}, settings={"mutations_sync": 2},
+                parameters={"subject": subject_id, "inferences": some}, settings={"mutations_sync": 2, **UNLOGGED},
             )
         # A table keeps the text of its last statement of this kind: let that be one that names nobody.
         client.command(f"ALTER TABLE {DATABASE}.{table} DELETE WHERE _offset < 0", settings={"mutations_sync": 2})

@@ -20,9 +20,9 @@ from schemas.identity import InferenceIds, MadeUpIdError
 from schemas.landing import DATABASE, Landed, arrow_table, table_name, tables_of
 from schemas.topics import BY_NAME, TOPICS
 from streams import failpoints, kafka, metrics
-from streams.clickhouse import KEYS_PER_STATEMENT, in_chunks, rows
+from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
 from streams.dead_letters import Budget, dead_letter
-from streams.erased import Nobody, Suppression
+from streams.erased import Nobody, Suppression, nameless
 from streams.kafka import Out, Record
 
 GROUP = "monitor"
@@ -128,10 +128,9 @@ class ClickHouseStore:
         return by_event
 
     def _admitted(self, by_event: dict[type[msgspec.Struct], list[Landed]]) -> dict[type[msgspec.Struct], list[Landed]]:
-        """What is landed: of a forgotten subject nothing, and the topic loses it too; of a request, not whose it is."""
+        """What is landed: of a forgotten subject nothing, and the topic loses it too; of a request, no name."""
         if requests := by_event.get(ErasureRequested):
-            nameless = [(said, msgspec.structs.replace(event, subject_id=""), at) for said, event, at in requests]
-            by_event[ErasureRequested] = nameless
+            by_event[ErasureRequested] = [(said, nameless(event), at) for said, event, at in requests]
         if not self._erased.anybody():
             return by_event
         # Answers first: whose feedback is, the answer tells.
@@ -176,6 +175,7 @@ class ClickHouseStore:
         self._client.command(
             f"ALTER TABLE {DATABASE}.{tables_of(BY_NAME[topic])[0]} DELETE WHERE {theirs}",
             parameters={"keys": list(places), "partitions": list(partitions), "offsets": list(offsets)},
+            settings=UNLOGGED,
         )
 
 

@@ -24,4 +24,4 @@ def make(bootstrap: str, clickhouse: str, artifacts: str, orphaned_after_s: floa
     if once.exists():
         failpoints.arm(once.read_text())
         once.unlink()
-    return child.make(bootstrap, clickhouse, artifacts, "", str(secret_file(Path(artifacts).parent)))
+    return child.make(bootstrap, clickhouse, [], artifacts, "", str(secret_file(Path(artifacts).parent)))

@@ -92,7 +92,7 @@ def _erase(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callab
     told = (spec["bootstrap"], spec["clickhouse"], f"{spec['folder']}/artifacts", 3 * spec["transaction_ms"] / 1000)
     child = long_job.WarmChild("tests.faults.erase_child", told, at_once=False)
     ready()
-    job = EraseJob(spec["bootstrap"], {})
+    job = EraseJob(spec["bootstrap"])
     long_job.run(spec["bootstrap"], GROUP, TOPIC, job, child, stop, transactional_id=name)
 
 

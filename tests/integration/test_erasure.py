@@ -17,6 +17,7 @@ from streams import erased, failpoints, kafka
 from streams.artifacts import UNFINISHED, ArtifactStore
 from streams.erase import child, compact, find, shards
 from streams.erase.job import EraseJob
+from streams.erase.subject import Subject
 from streams.erased import Erased
 from tests.broker import fresh, fresh_topic, open_transaction, publish
 from tests.ids import KEY_ID, SECRET, answer
@@ -76,7 +77,7 @@ def test_an_empty_name_is_nobodys(kafka_bootstrap: str, store: ArtifactStore) ->
     suppression = known(kafka_bootstrap, store)
     assert suppression.anybody() and not suppression.covers("") and not suppression.covers("", "")
     envelope = Envelope("an-id", "ErasureRequested", "test", 1)
-    assert EraseJob(kafka_bootstrap, {}).accept(envelope, request("")) is None
+    assert EraseJob(kafka_bootstrap).accept(envelope, request("")) is None
 
 
 def test_whoever_cannot_learn_who_was_forgotten_does_not_go_on(
@@ -90,7 +91,7 @@ def test_whoever_cannot_learn_who_was_forgotten_does_not_go_on(
 
 def test_a_receipt_is_of_one_request(kafka_bootstrap: str) -> None:
     """A person may be forgotten again: the receipt of the first time says nothing of the second."""
-    job, named = EraseJob(kafka_bootstrap, {}), request(fresh("jane"))
+    job, named = EraseJob(kafka_bootstrap), request(fresh("jane"))
     nameless = msgspec.structs.replace(named, subject_id="", inferences="erasures/x.json")
     asked = [Envelope(f"request-{n}", "ErasureRequested", "tuneloop", n) for n in (1, 2)]
     renamed = [Envelope(f"nameless-{n}", "ErasureRequested", "erase", n, causation_id=f"request-{n}") for n in (1, 2)]
@@ -98,7 +99,7 @@ def test_a_receipt_is_of_one_request(kafka_bootstrap: str) -> None:
     assert taken is not None and taken["id"] == "request-1"
     assert job.accept(renamed[0], nameless), "no receipt yet"
     job.accept(asked[0], named)
-    done = {"tombstones": {}, "rewritten": 0, "rows": 0, "adapters": [], "shards": []}
+    done = {"tombstones": {}, "rewritten": 0, "rows": 0, "adapters": [], "shards": [], "jobs": [], "deleted": 0, "log_places": 0}
     publish(kafka_bootstrap, job.finished(done, 1.0))
     assert job.accept(renamed[0], nameless) is None, "that one has its receipt"
     assert job.accept(renamed[1], nameless), "this one has not"
@@ -137,7 +138,7 @@ def test_an_attempt_that_finds_all_deleted_still_waits_for_who_has_not_passed_th
     waited: list[dict[find.Place, int]] = []
     monkeypatch.setattr(child, "wait_until_passed", lambda bootstrap, marks, limit_s: waited.append(marks))
     asked = {"event": msgspec.to_builtins(jane), "asked_ms": int(time.time() * 1000), "id": "request-1"}
-    work = child.Erasure(kafka_bootstrap, "", store, asked, lambda message: None)
+    work = child.Erasure(kafka_bootstrap, "", [], store, asked, lambda message: None)
     work._delete_records()
     deletion = max(r.offset for r in kafka.read_to_end(kafka_bootstrap, place[0], [0]) if r.key == key)
     assert len(waited) == 1 and waited[0][place] >= deletion
@@ -148,7 +149,7 @@ def test_a_dead_letter_that_is_just_being_committed_is_found(kafka_bootstrap: st
     value = msgspec.json.encode({"model": "support", "prompt": 7, "subject_id": jane})
     letter = kafka.Out("dead.prepare", fresh("letter").encode(), value, [], 0)
     with open_transaction(kafka_bootstrap, [letter]):
-        found = find.find(kafka_bootstrap, find.Subject(jane))
+        found = find.find(kafka_bootstrap, Subject(jane))
     assert found.keys == {("dead.prepare", 0): {letter.key}}
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from schemas import events as e
-from schemas.policy import ModelPolicy
 from streams import kafka, transact
 from streams.kafka import Out
 from streams.register import GROUP, TOPICS, RegisterStep, read_registry
@@ -30,7 +29,7 @@ class Bench:
         self.step = self._step()
 
     def _step(self) -> RegisterStep:
-        return RegisterStep(self.bootstrap, {self.model: ModelPolicy()})
+        return RegisterStep(self.bootstrap, {self.model: self.policy}, self.store)
 
     def say(self, *events: Any, **attributes: Any) -> None:
         publish(self.bootstrap, [kafka.out(event, source="test", **attributes) for event in events])
@@ -97,7 +96,7 @@ def test_state_and_decision_are_one_transaction(bench) -> None:
             return outs
 
     bench.say(bench.verdict(0))
-    step = TooLarge(bench.bootstrap, {})
+    step = TooLarge(bench.bootstrap, {}, bench.store)
     bench.settle(step)
     assert step.refused == 2
     assert [state.champion for state in bench.states()] == [1]

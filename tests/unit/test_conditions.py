@@ -46,3 +46,9 @@ def test_the_first_job_has_its_own_measure_and_no_cooldown() -> None:
     first = replace(READY, champion=0, new_examples=100, last_job_ms=0, jobs_last_day=0)
     assert needed(first, POLICY) == 100 and needed(READY, POLICY) == 40
     assert waits_for(first, POLICY, 30_000) == {}, "the clock may be young; a job that never was needs no rest"
+
+
+def test_what_was_void_waits_for_no_more_than_its_turn() -> None:
+    worst = Situation(champion=1, new_examples=0, job_in_flight="", last_job_ms=NOW, jobs_last_day=9, base_known=True)
+    assert waits_for(worst, POLICY, NOW, earned=True) == {}
+    assert set(waits_for(replace(worst, job_in_flight="job-1", base_known=False), POLICY, NOW, earned=True)) == {"running job", "base"}

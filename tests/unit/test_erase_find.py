@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from schemas.identity import subject_of_prompt
-from streams.erase.find import Subject, owner
+from streams.erase.find import owner
+from streams.erase.subject import Subject
 from streams.join import rows
 from streams.kafka import Record
 from tests.broker import landed

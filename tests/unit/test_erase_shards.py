@@ -41,12 +41,12 @@ def persons_in(store: ArtifactStore, shard: ShardWritten) -> list[str]:
 
 
 def test_a_shard_that_holds_nothing_of_theirs_stays_as_it_is(store, said) -> None:
-    assert rewrite(store, [said], "somebody", set()) == []
+    assert rewrite(store, [said], "somebody", set(), "erasure-1") == []
     assert outdated(store, [said]) == []
 
 
 def test_it_says_what_it_replaces_and_what_is_left(store, said, tmp_path: Path) -> None:
-    (after,) = rewrite(store, [said], "ann", set())
+    (after,) = rewrite(store, [said], "ann", set(), "erasure-1")
     assert (after.replaces, after.erased, after.rows) == (said.digest, 1, 2)
     assert persons_in(store, said) == persons_in(store, after) == ["bob", "eve"]
     assert not (tmp_path / said.path).exists()
@@ -54,15 +54,15 @@ def test_it_says_what_it_replaces_and_what_is_left(store, said, tmp_path: Path) 
 
 def test_a_shard_that_lost_its_last_row_stands_in_nobodys_way(store, said) -> None:
     for person in ("ann", "bob", "eve"):
-        (after,) = rewrite(store, [said], person, set())
+        (after,) = rewrite(store, [said], person, set(), "erasure-1")
     assert (after.erased, after.rows, persons_in(store, after)) == (3, 0, [])
-    assert rewrite(store, [after], "somebody else", set()) == []
+    assert rewrite(store, [after], "somebody else", set(), "erasure-1") == []
 
 
 def test_what_was_rewritten_and_not_said_is_said_by_the_next(store, said) -> None:
     """The first erasure died before it could say so; the second says both, and nothing is left to the first."""
-    rewrite(store, [said], "ann", set())
-    (after,) = rewrite(store, [said], "bob", set())
+    rewrite(store, [said], "ann", set(), "erasure-1")
+    (after,) = rewrite(store, [said], "bob", set(), "erasure-1")
     assert (after.replaces, after.erased, persons_in(store, after)) == (said.digest, 2, ["eve"])
     assert outdated(store, [after]) == []
     assert outdated(store, [said]) == [after]

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from schemas.events import ModelStateChanged, PerformanceMeasured, RollbackRequested, ShardSet, VerdictReached
-from streams.registry import KEPT_VERSIONS, Outcome, find, on_performance, on_rollback, on_verdict
+from schemas.events import (
+    ErasureCompleted,
+    ModelStateChanged,
+    PerformanceMeasured,
+    RollbackRequested,
+    ShardSet,
+    TaughtBy,
+    VerdictReached,
+)
+from streams.registry import KEPT_VERSIONS, Outcome, find, on_erasure, on_performance, on_rollback, on_verdict
 
 DATA = ShardSet(path="sets/a", digest="d", shards=1, rows=9)
 
@@ -18,6 +27,11 @@ def verdict(digest: str, champion: int, *, passed: bool = True, job: str = "") -
         reason="better" if passed else "worse", champion_version=champion, checks=[], path=f"adapters/{digest}",
         base="b", base_digest="bd", fingerprint=[1.0], new_data=DATA, drift_id="drift-1",
     )
+
+
+def deleted(outcome: Outcome) -> list[str]:
+    assert outcome.decision is not None
+    return outcome.decision.deletes
 
 
 def after(outcome: Outcome) -> ModelStateChanged:
@@ -180,3 +194,42 @@ def test_live_quality_is_noted_on_the_champion_only() -> None:
     assert noted.epoch == state.epoch, "a note makes no command stale"
     assert on_performance(noted, live(2, 0.93, 150), 0.1) == Outcome(None, None), "nothing new, nothing said"
     assert on_performance(state, live(1, 0.2, 500), 0.1) == Outcome(None, None), "a retired version keeps what it had"
+
+
+def void(digest: str, champion: int, **fields: Any) -> VerdictReached:
+    return msgspec.structs.replace(verdict(digest, champion, passed=False), void=True, reason="erased", **fields)
+
+
+def test_a_void_candidate_is_neither_promoted_nor_refused_and_its_adapter_goes() -> None:
+    outcome = on_verdict(promoted(2), void("d3", 2), "c")
+    assert refusal(outcome, "void") == "erased" and deleted(outcome) == ["adapters/d3"]
+
+
+def test_a_refused_adapter_goes_and_one_that_a_version_has_stays() -> None:
+    assert deleted(on_verdict(promoted(2), verdict("d3", 2, passed=False), "c")) == ["adapters/d3"]
+    assert deleted(on_verdict(promoted(2), verdict("d3", 1), "c")) == ["adapters/d3"], "judged against another champion"
+    for same in (verdict("d1", 2, job="again"), void("d1", 2, job_id="again")):
+        assert deleted(on_verdict(promoted(2), same, "c")) == []
+    assert deleted(on_verdict(promoted(2), verdict("d3", 2), "c")) == []
+
+
+def test_what_is_deleted_is_an_adapter_whatever_path_a_verdict_names() -> None:
+    odd = msgspec.structs.replace(verdict("d3", 2, passed=False), path="shards/support")
+    assert deleted(on_verdict(promoted(2), odd, "c")) == ["adapters/d3"]
+
+
+def test_a_version_beyond_those_that_are_kept_loses_its_adapter() -> None:
+    state = promoted(KEPT_VERSIONS)
+    outcome = on_verdict(state, verdict("new", KEPT_VERSIONS), "c")
+    assert len(after(outcome).versions) == KEPT_VERSIONS and deleted(outcome) == ["adapters/d1"]
+
+
+def test_a_version_is_marked_by_its_verdict_and_by_receipts_before_and_after() -> None:
+    judged = msgspec.structs.replace(verdict("d1", 0), erasures=["erasure-b"])
+    state = after(on_verdict(None, judged, "c", {"erasure-a", "erasure-b"}))
+    assert state.versions[0].erasures == ["erasure-a", "erasure-b"]
+    named = TaughtBy(model="support", version=0, digest="d1")  # it had no number when the receipt was written
+    receipt = ErasureCompleted(erasure_id="erasure-c", subject_hash="h", tombstones={}, shards=1, rows=1, adapters=[named])
+    marked = after(on_erasure(state, receipt))
+    assert marked.versions[0].erasures == ["erasure-a", "erasure-b", "erasure-c"]
+    assert on_erasure(marked, receipt).state is None

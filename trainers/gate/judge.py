@@ -19,8 +19,10 @@ from schemas.events import CandidateTrained, ModelStateChanged, Version
 from schemas.policy import ModelPolicy
 from serving.engine import AdapterError, Engine, EngineError, PromptError, Request, Ticket, same_fingerprint
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
+from streams.losses import is_void, losses
+from streams.losses import reason as why_void
 from streams.registry import find
-from trainers.dataset import Row, holdout, read_rows
+from trainers.dataset import TRAINED_KINDS, Row, holdout, read_rows
 from trainers.gate.statistics import Comparison, non_inferiority, superiority
 
 Report = Callable[[dict[str, Any]], None]
@@ -39,21 +41,47 @@ def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
 
 
 def judge(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
-    """One candidate's verdict: {passed, reason, champion_version, checks}."""
+    """One candidate's verdict: {passed, reason, champion_version, checks}, if need be with void and erasures."""
     report({"phase": "evaluating"})
     candidate = msgspec.convert(request["candidate"], CandidateTrained)
     policy = msgspec.convert(request["policy"], ModelPolicy)
     state = msgspec.convert(request["state"], ModelStateChanged | None)
     champion = find(state, state.champion) if state else None
+    parent = find(state, candidate.parent_version)
+    if void := _void(candidate, champion, store):
+        return void
     try:
         checks = compare(candidate, champion, policy, store, report)
     except (RefusedError, ArtifactError, AdapterError, EngineError) as error:
         return {"passed": False, "reason": str(error), "checks": [], "champion_version": _number(champion)}
+    if void := _void(candidate, champion, store):  # people are forgotten while hold-outs are answered, too
+        return void
+    erasures = {*lost_rows(candidate, store), *(parent.erasures if parent else [])}
     failed = [check for check in checks if not check["passed"]]
     reason = "; ".join(
         f"{check['check']} on the {check['dataset']} hold-out {check['reason']}" for check in (failed or checks)
     )
-    return {"passed": not failed, "reason": reason, "checks": checks, "champion_version": _number(champion)}
+    return {
+        "passed": not failed, "reason": reason, "checks": checks, "champion_version": _number(champion),
+        "erasures": sorted(erasures),
+    }  # fmt: skip
+
+
+def lost_rows(candidate: CandidateTrained, store: ArtifactStore) -> dict[str, int]:
+    """Rows that the candidate was trained on and that are gone by now, by erasure."""
+    sets = (candidate.new_data, candidate.replay_data)
+    return losses(store, [ref for one in sets for ref in get_shard_set(store, one)], TRAINED_KINDS)
+
+
+def _void(candidate: CandidateTrained, champion: Version | None, store: ArtifactStore) -> dict[str, Any] | None:
+    """The verdict on a candidate that is not to be judged, None for one that is."""
+    lost = lost_rows(candidate, store)
+    if not is_void(lost, candidate.void_before):
+        return None
+    return {
+        "passed": False, "void": True, "reason": why_void(lost), "checks": [], "champion_version": _number(champion),
+        "erasures": sorted(lost),
+    }  # fmt: skip
 
 
 def _number(champion: Version | None) -> int:

@@ -61,9 +61,11 @@ class GateJob:
             new_data=candidate.new_data,
             replay_data=candidate.replay_data,
             drift_id=candidate.drift_id,
+            void=result.get("void", False),
+            erasures=result.get("erasures", []),
             seconds=elapsed_s,
         )
-        log.info("%s: %s", candidate.job_id, "passed" if verdict.passed else f"refused: {verdict.reason}")
+        log.info("%s: %s", candidate.job_id, _in_a_word(verdict))
         return [self._out(verdict, envelope)]
 
     def _now(self) -> tuple[Envelope, CandidateTrained]:
@@ -74,3 +76,7 @@ class GateJob:
         correlation = cause.correlation_id or cause.id
         job_id: str = event.job_id  # type: ignore[attr-defined]
         return kafka.out(event, source=SOURCE, subject=job_id, correlation_id=correlation, causation_id=cause.id)
+
+
+def _in_a_word(verdict: VerdictReached) -> str:
+    return "passed" if verdict.passed else f"{'void' if verdict.void else 'refused'}: {verdict.reason}"

@@ -1,0 +1,141 @@
+"""What forgetting must reach, whatever it is written as: each input with whose it is."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from schemas.identity import subject_of_prompt
+from streams.erase import subject as recognising
+from streams.erase.subject import Subject
+from streams.kafka import Record
+from tests.ids import answer
+
+MINE, OTHER = answer("a"), answer("b")
+GERMAN, SLASHED, EMOJI = "jörg-müller", "org/jane", "jane 🦓"
+
+
+def letter(value: bytes, **headers: bytes) -> Record:
+    return Record("dead.prepare", 0, 7, 1_700_000_000_000, b"training.raw/0/7", value, list(headers.items()))
+
+
+def escaped(text: str, upper: bool = False) -> str:
+    """Every letter as \\uXXXX, in pairs beyond the first 65,536."""
+    units = text.encode("utf-16-be")
+    codes = [units[place : place + 2].hex() for place in range(0, len(units), 2)]
+    return "".join("\\u" + (code.upper() if upper else code) for code in codes)
+
+
+def broken(subject: str) -> str:
+    """A record that no consumer can read, with the subject as it is spelled here."""
+    return f'{{"model": "support", "prompt": 7, "subject_id": "{subject}"}}'
+
+
+THEIRS = {
+    "as Python writes it": (GERMAN, json.dumps({"prompt": 7, "subject_id": GERMAN}).encode()),
+    "UTF-8": (GERMAN, broken(GERMAN).encode()),
+    "upper-case digits": (GERMAN, broken("j\\u00F6rg-m\\u00FCller").encode()),
+    "mixed case and spelling": (GERMAN, broken("j\\u00F6rg\\u002dm\\u00fcl\\u006Cer").encode()),
+    "every letter escaped": (GERMAN, broken(escaped(GERMAN)).encode()),
+    "every letter escaped, upper case": (GERMAN, broken(escaped(GERMAN, upper=True)).encode()),
+    "an escaped slash": (SLASHED, broken("org\\/jane").encode()),
+    "a slash by its number": (SLASHED, broken("org\\u002Fjane").encode()),
+    "a pair of surrogates": (EMOJI, broken("jane \\ud83e\\udd93").encode()),
+    "half upper, half lower surrogates": (EMOJI, broken("jane \\uD83E\\udd93").encode()),
+    "a quote in the name": ('j"j', broken('j\\"j').encode()),
+    "a backslash in the name": ("a\\b", broken("a\\\\b").encode()),
+    "under another field, escaped": (GERMAN, json.dumps({"prompt": "q", "user": GERMAN}).encode()),
+    "deep within": (GERMAN, json.dumps({"prompt": 7, "meta": [[{"who": [GERMAN]}]]}).encode()),
+    "a field's own name escaped": (GERMAN, b'{"prompt": 7, "subject\\u005fid": "j\\u00f6rg-m\\u00fcller"}'),
+    "the first of two": (GERMAN, b'{"prompt": "q", "subject_id": "j\\u00f6rg-m\\u00fcller", "subject_id": "x"}'),
+    "the second of two": (GERMAN, b'{"prompt": "q", "subject_id": "x", "subject_id": "j\\u00f6rg-m\\u00fcller"}'),
+    "the first of two answers": (GERMAN, f'{{"subject_id": "x", "inference_id": "{MINE}", "inference_id": "y"}}'.encode()),
+    "JSON within JSON": (GERMAN, json.dumps({"prompt": 7, "body": json.dumps({"user": GERMAN})}).encode()),
+    "JSON within JSON within JSON": (SLASHED, json.dumps(json.dumps(json.dumps({"user": SLASHED}))).encode()),
+    "a number": ("1234567", b'{"model": "support", "prompt": "q", "subject_id": 1234567}'),
+    "with a byte order mark": (GERMAN, b"\xef\xbb\xbf" + json.dumps({"user": GERMAN}).encode()),
+    "UTF-16": (GERMAN, json.dumps({"user": GERMAN}, ensure_ascii=False).encode("utf-16")),
+    "UTF-16 that was cut off": (GERMAN, broken(GERMAN).encode("utf-16-le")[:-3]),
+    "cut off after the name": (GERMAN, broken("j\\u00f6rg-m\\u00fcller").encode()[:-1]),
+    "cut off within the name's quotes": (GERMAN, broken("j\\u00f6rg-m\\u00fcller").encode()[:-2]),
+    "no UTF-8, escaped": (GERMAN, b"\xff" + broken("j\\u00f6rg-m\\u00fcller").encode()),
+    "two documents": (GERMAN, (broken("x") + "\n" + broken("j\\u00f6rg-m\\u00fcller")).encode()),
+    "a form": (SLASHED, b"text=hello&subject_id=org/jane&x=1"),
+    "a line of a table": (GERMAN, "jörg-müller,where is my parcel,3".encode()),
+    "Python's own spelling": (GERMAN, "{'subject_id': 'jörg-müller', 'prompt': 7}".encode()),
+    "a literal that JSON lacks": (GERMAN, b'{"x": NaN, "subject_id": "j\\u00f6rg-m\\u00fcller", "prompt": 7}'),
+    "too deep to parse": (GERMAN, b'{"subject_id": "j\\u00f6rg-m\\u00fcller", "prompt": ' + b"[" * 100_000),
+    "a number too long to compute": (GERMAN, b'{"n": ' + b"9" * 100_000 + b', "prompt": 7, "user": "j\\u00f6rg-m\\u00fcller"}'),
+    "half a surrogate beside it": (GERMAN, b'{"x": "\\ud800", "prompt": 7, "user": "j\\u00f6rg-m\\u00fcller"}'),
+    "their answer, escaped": (GERMAN, json.dumps({"prompt": 7, "about": MINE}).replace("-", "\\u002d").encode()),
+    "their answer, escaped and cut off": (GERMAN, b"\xff" + MINE.replace("-", "\\u002D").encode()),
+    "their answer, in a letter's key field": (GERMAN, json.dumps({"prompt": 7, "ids": {"a": [MINE]}}).encode()),
+}  # fmt: skip
+
+NOT_THEIRS = {
+    "a longer name": (GERMAN, broken("j\\u00f6rg-m\\u00fcller-2").encode()),
+    "another letter": (GERMAN, broken("j\\u00f5rg-m\\u00fcller").encode()),
+    "what somebody said": (GERMAN, json.dumps({"prompt": GERMAN, "completion": GERMAN}).encode()),
+    "what somebody said, as JSON": (GERMAN, json.dumps({"prompt": json.dumps({"user": GERMAN})}).encode()),
+    "somebody else's, though it mentions them": (GERMAN, json.dumps({"subject_id": "x", "user": GERMAN}).encode()),
+    "a number that names nobody": ("1234567", b'{"model": "support", "prompt": "q", "size": 1234567}'),
+    "cut off, a longer name": (GERMAN, broken("j\\u00f6rg-m\\u00fcller-2").encode()[:-1]),
+    "an escaped backslash, not an escape": ("j\\u0061", b'{"prompt": 7, "user": "ja"}'),
+    "somebody else's answer": (GERMAN, json.dumps({"prompt": 7, "about": OTHER}).replace("-", "\\u002d").encode()),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_what_is_theirs_is_found_in_any_spelling(name: str) -> None:
+    subject, value = THEIRS[name]
+    assert Subject(subject, [MINE]).owns(letter(value))
+
+
+@pytest.mark.parametrize("name", NOT_THEIRS)
+def test_nothing_of_somebody_else_goes_with_them(name: str) -> None:
+    subject, value = NOT_THEIRS[name]
+    assert not Subject(subject, [MINE]).owns(letter(value))
+
+
+def test_a_header_of_the_sender_names_them_too() -> None:
+    subject = Subject(GERMAN, [MINE])
+    assert subject.owns(letter(b"\xff", user=GERMAN.encode())) and subject.owns(letter(b"{}", ce_subject=MINE.encode()))
+    assert not subject.owns(letter(b"{}", ce_source=GERMAN.encode()))
+
+
+def test_who_has_no_id_is_known_by_a_prompt_that_no_consumer_could_read() -> None:
+    subject = Subject(subject_of_prompt("wo ist müller"))
+    assert subject.owns(letter(json.dumps({"prompt": "wo ist müller", "messages": 7}).encode()))
+    turns = [{"role": "user", "content": "wo ist müller"}, {"role": "assistant", "content": 7}]
+    assert subject.owns(letter(json.dumps({"messages": turns}).encode()))
+    assert not subject.owns(letter(json.dumps({"prompt": "wo ist meier", "messages": 7}).encode()))
+
+
+COSTLY_BYTES = 6_000_000
+COSTLY = {
+    "brackets": (b"", b"["),
+    "empty lists": (b'{"user": "jane-doe", "x": [', b"[],"),
+    "backslashes": (b'"', b"\\"),
+    "quotes": (b"", b'"'),
+    "the name, all but its end": (b"", b'"jane-do'),
+    "escapes of its first letter": (b"", b'"\\u006a'),
+    "prefixes of answers": (b"", b"chatcmpl-"),
+    "blanks after commas": (b",", b" "),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_large_letter_takes_time_in_proportion(name: str) -> None:
+    start, again = COSTLY[name]
+    value = start + again * (COSTLY_BYTES // len(again))
+    began = time.process_time()
+    Subject("jane-doe", [MINE]).owns(letter(value))
+    assert time.process_time() - began < 6.0
+
+
+def test_what_is_too_large_to_parse_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognising, "LARGEST_PARSED", 100)
+    said = json.dumps({"prompt": 7, "x": "x" * 200, "user": GERMAN}).encode()
+    assert Subject(GERMAN).owns(letter(said)) and not Subject("somebody").owns(letter(said))
