@@ -12,8 +12,8 @@ from schemas.policy import ModelPolicy
 from streams import kafka, registry, sink
 from streams.clickhouse import connect
 from streams.kafka import Out
-from streams.monitor.land import ClickHouseStore
 from streams.monitor.intervals import wilson
+from streams.monitor.land import ClickHouseStore
 from streams.monitor.measure import Measurer, note_policies
 from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
 from tests.examples import SHARDS, example
@@ -134,10 +134,10 @@ def test_a_hundred_wrong_answers_roll_back_where_they_are_of_people(bench, mine,
 @pytest.mark.slow
 def test_one_person_a_probe_and_tries_raise_no_alarm(bench) -> None:
     bench.answers(250, 0.93)
-    for _ in range(20):
-        bench.answers(20, 0.95)
-        bench.answers(5, 0.0, subject_id="probe")
-        bench.answers(5, 0.0, requested="support@1")
+    for _ in range(4):
+        bench.answers(80, 0.95)
+        bench.answers(20, 0.0, subject_id="probe")
+        bench.answers(20, 0.0, requested="support@1")
     bench.answers(100, 0.0, subject_id="annoyed")
     bench.land()
     assert bench.measurer().look_for_drift(bench.model, POLICY) is None
