@@ -34,7 +34,8 @@ class ContractError(ValueError):
 class Envelope(msgspec.Struct, frozen=True, gc=False):
     """Who said it, when, about what, and because of what: a record's CloudEvents attributes.
 
-    `time_ms` is Unix time in milliseconds, as `bounded_time` has it. `subject` is an entity (model@version, shard, job), never a person.
+    `time_ms` is Unix time in milliseconds, within `bounded_time`. `subject` is an entity (model@version, shard, job),
+    never a person.
     """
 
     id: str
@@ -109,8 +110,8 @@ def may_correct(source: str) -> bool:
 def bounded_time(said_ms: int, timestamp_ms: int, source: str) -> int:
     """When a record counts as said: as it says, within bounds around its own Kafka timestamp.
 
-    What lies too far ahead counts as said at the timestamp, or no later word could ever replace it. `timestamp_ms` is
-    at most MOST_AHEAD_MS ahead of the broker's clock (`schemas.topics`); -1, "none", makes a record the oldest there is.
+    What lies too far ahead counts as said at the timestamp: otherwise no later word could ever replace it. The broker
+    keeps `timestamp_ms` within an hour of its own clock (`schemas.topics`); -1, "none", makes a record the oldest.
     """
     if said_ms > timestamp_ms + MOST_AHEAD_MS:
         return timestamp_ms

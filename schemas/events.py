@@ -397,8 +397,8 @@ class FeedbackGiven(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class PerformanceMeasured(Event, frozen=True, kw_only=True):
     """How one version does: over the last day and, `recent`, over the latest answers of the latest people.
 
-    Qualities are of people: each person's share of right answers, averaged, with bounds as of so many people. `_n` counts
-    scored answers, `_people` whose they are; requests that name a version are no live traffic and have no part in these.
+    Quality is of people: the mean of each person's share of right answers, with bounds as of so many people. `_n`
+    counts scored answers, `_people` whose they are. Requests that name a version are no live traffic and not in these.
     """
 
     version: int

@@ -207,7 +207,8 @@ class _Added:
         self._right += correct
         self._wrong += not correct
         if known or not correct:
-            added = [max(0.0, d + (m + 1.0) * (f - 1.0)) for d, m, f in zip(added, before, factors[correct], strict=True)]
+            bets = zip(added, before, factors[correct], strict=True)
+            added = [max(0.0, d + (m + 1.0) * (f - 1.0)) for d, m, f in bets]
             self._by_person[who] = added, self._right, self._wrong
 
     def _now(self, who: Hashable) -> list[float]:

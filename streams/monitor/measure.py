@@ -1,10 +1,10 @@
 """Measuring: each version's live quality, rating, latency and volume, and the drift alarm.
 
 Reads ClickHouse (`tuneloop.scored_answers` and the landing tables), writes `PerformanceMeasured` and
-`DriftDetected`. Both count people, and of their answers those that were asked for by the model's alias: who asks for
-`support@2` tries a version, and says nothing of live traffic. Nothing is kept between looks that ClickHouse does not hold: the detector's state is computed
-again from the version's scored answers in the order (time, partition, offset), so a restart or a replay
-raises the same alarm with the same id.
+`DriftDetected`. Both count people, and only answers that were asked for by an alias: who asks for `support@2` tries a
+version, which says nothing of live traffic. Nothing is kept between looks that ClickHouse does not hold: the
+detector's state is computed again from the version's scored answers in the order (time, partition, offset), so a
+restart or a replay raises the same alarm with the same id.
 """
 
 from __future__ import annotations

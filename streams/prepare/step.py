@@ -38,8 +38,8 @@ Place = tuple[str, int]
 
 
 class PrepareStep:
-    """See the module. `committed_shards` yields every committed `ShardWritten`; `helpers` more processes read. `split_key` says
-    whose rows are held out (`schemas.identity.split_key`)."""
+    """See the module. `committed_shards` yields every committed `ShardWritten`; `split_key` says whose rows are held
+    out (`schemas.identity.split_key`); `helpers` more processes read."""
 
     def __init__(
         self,

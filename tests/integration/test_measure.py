@@ -134,10 +134,10 @@ def test_a_hundred_wrong_answers_roll_back_where_they_are_of_people(bench, mine,
 @pytest.mark.slow
 def test_one_person_a_probe_and_tries_raise_no_alarm(bench) -> None:
     bench.answers(250, 0.93)
-    for _ in range(20):
-        bench.answers(20, 0.95)
-        bench.answers(5, 0.0, subject_id="probe")
-        bench.answers(5, 0.0, requested="support@1")
+    for _ in range(4):
+        bench.answers(80, 0.95)
+        bench.answers(20, 0.0, subject_id="probe")
+        bench.answers(20, 0.0, requested="support@1")
     bench.answers(100, 0.0, subject_id="annoyed")
     bench.land()
     assert bench.measurer().look_for_drift(bench.model, POLICY) is None
