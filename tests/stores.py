@@ -6,8 +6,8 @@ from pathlib import Path
 
 from schemas.identity import derive_key
 from streams.artifacts import ArtifactStore
+from tests.ids import SECRET
 
-SECRET = b"the tests' own identity secret, of 40 characters"
 PROOF_KEY = derive_key(SECRET, "artifacts")
 
 

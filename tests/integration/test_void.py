@@ -20,7 +20,7 @@ from schemas.codec import Envelope
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from streams import kafka
-from streams.artifacts import ArtifactStore, get_shard_set, put_shard_set
+from streams.artifacts import get_shard_set, put_shard_set
 from streams.clickhouse import connect
 from streams.erase import shards
 from streams.monitor.land import ClickHouseStore
@@ -28,6 +28,7 @@ from streams.prepare.shard import counted, put_shard, ref_of
 from streams.situation import Knowledge
 from tests.broker import fresh, landed
 from tests.examples import example
+from tests.stores import store_at
 from tests.tiny_model import make_tiny_base
 from trainers import work_child
 from trainers.gate import judge
@@ -51,7 +52,7 @@ class Loop:
     """A store with a base and one shard: Tom's row is a hold-out, Gus's a preference, the others' are trained on."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = ArtifactStore(str(folder / "artifacts"))
+        self.store = store_at(folder / "artifacts")
         self.base_path, self.base_digest = self.store.put_folder("bases", make_tiny_base(folder / "base"))
         said = [row(person, "sft", "train", number) for number, person in enumerate(PEOPLE[:3])]
         said += [row("gus", "preference", "train", 3), row("tom", "sft", "test", 4)]
@@ -168,7 +169,7 @@ class Told:
     def __init__(self, url: str, bootstrap: str, folder: Path) -> None:
         self.model, self.partition, self.offset, self.time_ms = fresh("support"), 10**6 + uuid.uuid4().int % 10**8, 0, 10**12
         self.landing = ClickHouseStore(connect(url), kafka.producer(bootstrap))
-        self.knowledge = Knowledge(connect(url), ArtifactStore(str(folder)))
+        self.knowledge = Knowledge(connect(url), store_at(folder))
 
     def land(self, event: Any, **attributes: Any) -> None:
         self.offset, self.time_ms = self.offset + 1, self.time_ms + 1_000

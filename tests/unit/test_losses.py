@@ -9,6 +9,7 @@ import pytest
 from schemas.events import ShardRef
 from streams.artifacts import ArtifactStore
 from streams.losses import MOST_VOID, Loss, is_void, losses, note_loss, reason
+from tests.stores import store_at
 
 
 def ref(digest: str) -> ShardRef:
@@ -17,7 +18,7 @@ def ref(digest: str) -> ShardRef:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path))
+    return store_at(tmp_path)
 
 
 def lose(store: ArtifactStore, before: str, after: str, erasure: str, **trained: int) -> None:
