@@ -35,6 +35,7 @@ $(TESTS): $(READY) requirements-dev.txt
 	@$(INSTALL) --require-hashes -r requirements-dev.txt
 	@touch $@
 
+# `python -m` imports from the current folder first; here that is the project itself.
 demo: $(READY)
 	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)") $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW))
 

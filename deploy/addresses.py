@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from deploy.local.folders import own_folder
 from deploy.local.ports import free_ports, port_free
 from deploy.local.secret_files import make_secret
 from deploy.settings import PREFIX, Settings, SettingsError
@@ -127,7 +128,8 @@ def choose_ports(settings: Settings) -> dict[str, int]:
     kept = {name: last[name] for name in wanted if name in last and port_free(last[name])}
     fresh = (port for port in free_ports(2 * len(wanted)) if port not in kept.values())
     ports = {name: kept[name] if name in kept else next(fresh) for name in wanted}
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own_folder(settings.data)
+    own_folder(path.parent)
     path.write_text(json.dumps(ports))
     path.with_name("prometheus.json").write_text(json.dumps(_targets(settings, ports), indent=1))
     return ports

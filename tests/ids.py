@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from deploy.local.folders import data_folder
 from deploy.local.secret_files import write_secret
 from schemas.identity import InferenceIds, key_id, split_key
 
@@ -16,7 +17,7 @@ SPLIT_KEY = split_key(SECRET)
 
 def keep(data_dir: Path) -> None:
     """Give a data directory the tests' secret, as `tuneloop up` would have made one of its own."""
-    write_secret(data_dir / "secrets" / "identity", SECRET.decode())
+    write_secret(data_folder(data_dir) / "secrets" / "identity", SECRET.decode())
 
 
 def answer(word: object) -> str:

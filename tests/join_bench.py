@@ -38,11 +38,11 @@ class Process:
     def __init__(self, bootstrap: str, folder: Path) -> None:
         self.folder = folder
         (folder / "tuneloop.toml").write_text(SETTINGS)
-        keep(folder)
+        keep(folder / "data")
         self.turn(0)
         http, self.metrics_port = free_ports(2)
         self._env = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TUNELOOP_DATA_DIR": str(folder),
+            **os.environ, "PYTHONPATH": str(ROOT), "TUNELOOP_DATA_DIR": str(folder / "data"),
             "TUNELOOP_KAFKA_BOOTSTRAP": bootstrap, "TUNELOOP_CLICKHOUSE_URL": "http://127.0.0.1:1",
             "TUNELOOP_HTTP_PORT": str(http),
         }  # fmt: skip
@@ -50,7 +50,7 @@ class Process:
     def start(self, turned: bool = False, code: str = "") -> None:
         """Start it; with `code`, that in the place of the command `tuneloop`."""
         self.turned = turned
-        ready = self.folder / "run" / "ready" / GROUP
+        ready = self.folder / "data" / "run" / "ready" / GROUP
         ready.unlink(missing_ok=True)
         what = ["-m", "tests.turned_clock"] if turned else ["-c", code] if code else ["-m", "deploy.cli.main"]
         with (self.folder / "log").open("ab") as out:
@@ -76,11 +76,11 @@ class Process:
         self._process.wait()
 
     def lose_disk(self) -> None:
-        shutil.rmtree(self.folder / "faust")
+        shutil.rmtree(self.folder / "data" / "faust")
 
     def on_disk(self, table: str) -> dict[bytes, bytes]:
         """The rows of one table as they stand on disk now."""
-        databases = (self.folder / "faust").rglob(f"{table}-*.db")
+        databases = (self.folder / "data" / "faust").rglob(f"{table}-*.db")
         opened = [Rdict(str(path), Options(raw_mode=True), access_type=AccessType.read_only()) for path in databases]
         return {key: value for database in opened for key, value in database.items()}
 

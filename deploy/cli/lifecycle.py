@@ -119,10 +119,13 @@ def logs(
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.log"))) or "none yet"
         raise CommandError(f"no log of {process!r} at {path}; there are: {names}")
     command = ["tail", f"-n{lines}", *(["-F"] if follow else []), str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as tail:
         assert tail.stdout is not None
-        for line in tail.stdout:
-            print(readable(COLOURS.sub("", line)), end="", flush=follow)
+        try:
+            for line in tail.stdout:
+                print(readable(COLOURS.sub("", line)), end="", flush=follow)
+        finally:
+            tail.terminate()  # whoever reads has gone: it would wait for the log to grow
 
 
 def run_process(

@@ -95,8 +95,8 @@ def check_layout(path: Path) -> None:
     if not held:
         return
     raise LocalPartError(
-        f"{path} {held} (this version needs layout {LAYOUT}): move it away, or name another with --data-dir "
-        "(data_dir in the settings)."
+        f"{path} {held} (this version needs layout {LAYOUT}): end what runs there (`tuneloop down`) and move it away, "
+        "or name another with --data-dir (data_dir in the settings)."
     )
 
 

@@ -21,10 +21,10 @@ import psutil
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import OperationalError
 from confluent_kafka import Consumer, KafkaError, TopicPartition
-from rich.console import Console
 
 from deploy import settings as settings_module
 from deploy.addresses import Addresses, addresses
+from deploy.cli.output import PlainConsole
 from deploy.demo import questions, story
 from deploy.demo.__main__ import write_settings
 from deploy.demo.desk import Desk
@@ -230,7 +230,7 @@ def playing(folder: Path, say: Callable[[str], Any] = print) -> Iterator[System]
     """Bring a system up in `folder`, play the loop once, hand it over; end all of it at the end."""
     plan = small_plan(ModelPolicy())
     config = write_config(plan, folder)
-    stage = Stage(settings_module.load({"config": str(config)}, _nobodys()), plan, Console(file=sys.stderr, width=160))
+    stage = Stage(settings_module.load({"config": str(config)}, _nobodys()), plan, PlainConsole(file=sys.stderr, width=160))
     before = dict(os.environ)
     try:
         story.start(stage)
