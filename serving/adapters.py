@@ -72,7 +72,7 @@ def _read(adapter_dir: Path, fit: Fit) -> Adapter:
         if module not in fit.linears:
             raise AdapterError(f"{adapter_dir} is for another base: this one has no linear layer {module!r}")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise AdapterError(f"{adapter_dir} is damaged: {key} holds NaN, infinity, or no floating-point numbers")
+            raise AdapterError(f"{adapter_dir} is damaged: {key} holds NaN or infinity, or no floating-point numbers")
         pairs.setdefault(module, {})[side] = tensor
     _check_targets(adapter_dir, config, pairs.keys(), fit.linears.keys())
     return Adapter({module: _pair(adapter_dir, config, module, sides, fit.linears[module])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deploy.bases.add import SHIPPED
 from serving.control_tokens import controls_of
+from serving.engine import Engine, Request
 from serving.prompts import DEFAULT_TEMPLATE, ControlTokenError, encode_completion, encode_prompt
+from tests.tiny_model import make_tiny_base
+from trainers.dataset import Row
+from trainers.gate.judge import _right
 from trainers.packing import Example, encode_example
+from trainers.sft import Recipe, TrainingError, train
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -232,3 +238,23 @@ def test_what_is_trained_is_what_is_served_and_ends_once() -> None:
     encoded = encode_example(made, example, 512)
     assert list(encoded.tokens[: encoded.prompt_tokens]) == encode_prompt(made, example.messages)
     assert encoded.tokens[encoded.prompt_tokens :].count(made.eos_token_id) == 1
+
+
+REFUSED = ({"role": "root", "content": "x"},)
+ANSWERED = ({"role": "user", "content": "x"},)
+
+
+def test_a_row_that_is_refused_stops_neither_training_nor_judging(tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path / "base", hidden=16, layers=1)
+    recipe = Recipe(rank=2, min_steps=1, max_steps=1, threads=1)
+    both = [Example(REFUSED, "yes"), Example(ANSWERED, "yes")]
+    assert train(base, both, recipe, tmp_path / "adapter").examples == 1
+    with pytest.raises(TrainingError, match="none of 1 examples"):
+        train(base, both[:1], recipe, tmp_path / "none")
+    engine = Engine(base, slots=2, max_length=64, threads=1)
+    try:
+        said = engine.generate([Request(ANSWERED, max_new_tokens=4)])[0].text
+        rows = [Row(messages, said, "test", "r", (0, 0, 0)) for messages in (REFUSED, ANSWERED)]
+        assert _right(engine, None, rows, 4).tolist() == [False, True]
+    finally:
+        engine.close()
