@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import settings as settings_module
-from deploy.addresses import addresses, identity_secret, use_credentials
+from deploy.addresses import addresses, credentials, identity_secret, use_credentials
 from deploy.settings import Settings
 from schemas.identity import InferenceIds
 from streams import kafka, metrics, watchdog
@@ -248,7 +248,8 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     from serving.app import ServeSettings, run_serve
 
     serve_settings = ServeSettings(
-        bootstrap=where.bootstrap, artifacts=settings.artifact_root, identity_secret_file=str(settings.secret_file),
+        bootstrap=where.bootstrap, artifacts=settings.artifact_root,
+        identity_secret_file=str(settings.secret_file.absolute()), environment=credentials(settings),
         policies=settings.models, slots=settings.serve_slots,
     )
     run_serve(serve_settings, urlsplit(where.http).port or 8000, settings.serve_replicas)
