@@ -79,6 +79,7 @@ class RegisterStep:
         self._doomed = set()
         if not doomed:
             return
+        # Only what is an adapter's folder, whatever an event may name.
         for path in sorted(doomed & {"/".join(file.split("/")[:2]) for file, _ in self._store.files("adapters")}):
             self._store.delete_folder(path)
             log.info("%s is deleted: no version has it", path)

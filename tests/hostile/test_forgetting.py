@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from deploy.cli.forget import subject_given
+from deploy.cli.output import CommandError
+from schemas.events import ErasureRequested
 from schemas.identity import subject_of_prompt
+from streams.erase import find, logs, tables
 from streams.erase import subject as recognising
+from streams.erase.logs import blot_out, without
 from streams.erase.subject import Subject
+from streams.erased import nameless
 from streams.kafka import Record
+from streams.monitor.land import ClickHouseStore
 from tests.ids import answer
 
 MINE, OTHER = answer("a"), answer("b")
@@ -139,3 +151,136 @@ def test_what_is_too_large_to_parse_is_searched(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(recognising, "LARGEST_PARSED", 100)
     said = json.dumps({"prompt": 7, "x": "x" * 200, "user": GERMAN}).encode()
     assert Subject(GERMAN).owns(letter(said)) and not Subject("somebody").owns(letter(said))
+
+
+ANSWERS_LETTER = {"__connect.errors.topic": b"usage.inferences", "tuneloop.original.key": MINE.encode()}
+LETTERS = {
+    "of an answer": (ANSWERS_LETTER, {MINE}),
+    "of feedback under an answer's id": (ANSWERS_LETTER | {"__connect.errors.topic": b"usage.feedback"}, set()),
+    "of an answer with a key that is no id": (ANSWERS_LETTER | {"tuneloop.original.key": b"../late"}, set()),
+    "of an answer with bytes for a key": (ANSWERS_LETTER | {"tuneloop.original.key": b"\xff\xfe"}, set()),
+    "of an answer without a key": ({"__connect.errors.topic": b"usage.inferences"}, set()),
+    "of nothing": ({}, set()),
+}
+
+
+@pytest.mark.parametrize("name", LETTERS)
+def test_an_answer_that_became_a_letter_leads_to_its_feedback(name: str) -> None:
+    headers, expected = LETTERS[name]
+    assert find._answers_in(letter(b"{}", **headers)) == expected
+
+
+LOGGED = {
+    "a refused connection's address": "GET /?database=x&param_subject=org%2Fjane&y: refused",
+    "a statement that failed": "DB::Exception: ... WHERE subject_id = 'org/jane' OR ...",
+    "JSON with an escaped slash": '{"subject_id": "org\\/jane"}',
+    "JSON with escaped letters": '{"subject_id": "org\\u002fj\\u0061ne"}',
+    "a line's end": "user org/jane\n",
+    "a line's start": "org/jane is who asked",
+    "JSON within JSON": '"{\\"user\\": \\"org/jane\\"}"',
+    "Python's repr": "Subject(subject_id='org/jane', inferences=set())",
+}
+KEPT = {
+    "a longer id": "user org/jane-2 came",
+    "a longer id in front": "user my-org/jane came",
+    "a mail address": "org/jane@example.org",
+    "letters beyond ASCII around it": "örg/jané org/janeé",
+    "another spelling of another id": "org%2Fjanet",
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_an_id_in_a_log_is_overwritten_where_it_stands(name: str, tmp_path: Path) -> None:
+    log = tmp_path / "a" / "serve.log"
+    log.parent.mkdir()
+    log.write_text(f"before\n{LOGGED[name]}\nafter\n")
+    size, file = log.stat().st_size, log.stat().st_ino
+    with log.open("a") as writer:  # a process that goes on logging
+        assert blot_out([tmp_path], SLASHED) == 1
+        writer.write("more\n")
+    said = log.read_text()
+    assert said.startswith("before\n") and said.endswith("after\nmore\n") and "*" in said
+    assert (log.stat().st_size, log.stat().st_ino) == (size + 5, file)
+    assert not any(spelled in said for spelled in (SLASHED, "org%2Fjane", "org\\/jane", "org\\u002fj"))
+    assert SLASHED not in without(LOGGED[name], SLASHED) and "*" in without(LOGGED[name], SLASHED)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_only_looks_like_it_stays_in_the_log(name: str, tmp_path: Path) -> None:
+    (tmp_path / "serve.log").write_text(KEPT[name])
+    assert blot_out([tmp_path], SLASHED) == 0 and (tmp_path / "serve.log").read_text() == KEPT[name]
+
+
+def test_an_id_that_is_as_short_as_a_word_counts_in_quotes_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.log").write_text("0 of 10 records, subject='0', param_subject=0&x, \"0\"\n")
+    assert blot_out([tmp_path], "0") == 3
+    assert (tmp_path / "x.log").read_text() == "0 of 10 records, subject='*', param_subject=*&x, \"*\"\n"
+
+
+def test_an_id_across_the_pieces_of_a_large_log_is_found_and_links_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "CHUNK_BYTES", 64)
+    folder, outside = tmp_path / "logs", tmp_path / "outside"
+    folder.mkdir()
+    outside.write_text("user='org/jane'")
+    (folder / "link.log").symlink_to(outside)
+    os.mkfifo(folder / "socket")
+    (folder / "large.log").write_text("".join(f"{'x' * number} 'org/jane'\n" for number in range(200)))
+    assert blot_out([folder, tmp_path / "nowhere"], SLASHED) == 200
+    assert SLASHED not in (folder / "large.log").read_text() and outside.read_text() == "user='org/jane'"
+
+
+GIVEN = {
+    "a line": ("jane-doe\n", "jane-doe"),
+    "a line of Windows": ("jane-doe\r\n", "jane-doe"),
+    "no line's end": ("jane-doe", "jane-doe"),
+    "the first line alone": ("jane-doe\nsomebody\n", "jane-doe"),
+    "blanks that are part of it": (" jane doe \n", " jane doe "),
+    "beyond ASCII": ("jörg 🦓\n", "jörg 🦓"),
+    "a dash of its own": ("-x\n", "-x"),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_the_subject_may_come_from_standard_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, expected = GIVEN[name]
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert subject_given("-") == expected
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n", "\t\r\n", "\udcff\n"])
+def test_nobody_is_no_subject(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    with pytest.raises(CommandError):
+        subject_given("-")
+    with pytest.raises(CommandError):
+        subject_given(text)
+
+
+def test_a_request_that_was_carried_out_names_neither_of_the_two() -> None:
+    request = ErasureRequested(erasure_id="e", subject_hash="h", key_id="k", subject_id=GERMAN, requested_by="Jane")
+    assert nameless(request) == ErasureRequested(erasure_id="e", subject_hash="h", key_id="k")
+
+
+@pytest.mark.parametrize("given", ["log_queries", "log_query_threads", "log_query_views", "opentelemetry_start_trace_probability"])
+def test_no_statement_with_an_id_is_noted_by_clickhouse(given: str) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    class Client:
+        """Takes statements down, as the server's own tables would."""
+
+        def command(self, sql: str, parameters: object = None, settings: dict[str, object] | None = None) -> None:
+            asked.append((sql, settings or {}))
+
+        def query(self, sql: str, parameters: object = None, settings: dict[str, object] | None = None) -> Any:
+            self.command(sql, parameters, settings)
+            return SimpleNamespace(result_rows=[], named_results=lambda: [{"n": 0, "now": 0}])
+
+    client: Any = Client()
+    tables.inferences_of(client, GERMAN)
+    tables.delete_rows(client, GERMAN, {MINE})
+    store = ClickHouseStore(client, None)  # type: ignore[arg-type]
+    store._delete("training.raw", {GERMAN: (0, 1)})
+    naming = [settings for sql, settings in asked if "{subject" in sql or "{keys" in sql]
+    assert len(naming) == 2 + len(tables.PERSONAL) and all(settings[given] == 0 for settings in naming)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
+import pyarrow as pa
 import pytest
 from confluent_kafka import KafkaException
 
 from schemas import events as e
 from schemas.codec import Envelope
 from schemas.identity import erasure_id, subject_hash
+from schemas.shards import SHARD_SCHEMA
 from streams import erased, failpoints, kafka
-from streams.artifacts import UNFINISHED, ArtifactStore
+from streams.artifacts import UNFINISHED, ArtifactStore, put_shard_set
+from streams.clickhouse import connect, rows
 from streams.erase import child, compact, find, shards
 from streams.erase.job import EraseJob
 from streams.erase.subject import Subject
 from streams.erased import Erased
-from tests.broker import fresh, fresh_topic, open_transaction, publish
+from streams.kafka import Out
+from streams.monitor.land import ClickHouseStore
+from streams.prepare.shard import counted, put_shard, ref_of
+from tests.broker import fresh, fresh_topic, landed, open_transaction, publish
+from tests.examples import example
 from tests.ids import KEY_ID, SECRET, answer
 from tests.stores import store_at
 
@@ -167,3 +176,131 @@ def test_what_a_killed_process_was_just_writing_is_swept(store: ArtifactStore, m
     assert shards.sweep(store, lambda: {"shards/support/named.parquet"}, time.time() + 1) == 2
     left = [path for prefix in ("shards", UNFINISHED) for path, _ in store.files(prefix)]
     assert left == ["shards/support/named.parquet"]
+
+
+class Everywhere:
+    """Jane's old answer: landed in ClickHouse, gone from its topic; with what others keep of it, and Eve beside her."""
+
+    def __init__(self, bootstrap: str, url: str, store: ArtifactStore) -> None:
+        self.bootstrap, self.client, self.store = bootstrap, connect(url), store
+        self.jane, self.eve, self.model = fresh("jörg/jane"), fresh("eve"), fresh("support")
+        self.hers, self.eves, self.lettered = answer(self.jane), answer(self.eve), answer(self.jane + "letter")
+        self.word = fresh("zebra")
+        landing = ClickHouseStore(self.client, kafka.producer(bootstrap))
+        served = [(answer_of, whose) for answer_of, whose in ((self.hers, self.jane), (self.eves, self.eve))]
+        said = [kafka.out(self._answer(*one), source="serve") for one in served]
+        opinions = [kafka.out(self._opinion(one), source="app") for one in (self.hers, self.eves, self.lettered)]
+        records = [landed(out, number, 1_700_000_000_000, 3) for number, out in enumerate([*said, *opinions])]
+        landing.write([landing.read(records)])
+        # The answers' own topic keeps nothing of that age; feedback that came late, and a letter, still lie about.
+        self.letters = [
+            Out("dead.join-feedback", fresh("usage.feedback/0/").encode(), opinions[0].value, []),
+            Out("dead.join-feedback", fresh("usage.feedback/1/").encode(), opinions[1].value, []),
+            Out("dead.monitor", fresh("usage.inferences/2/").encode(), json.dumps({"prompt": 7, "subject_id": self.jane}).encode(),
+                [("__connect.errors.topic", b"usage.inferences"), ("tuneloop.original.key", self.lettered.encode())]),
+            Out("dead.prepare", fresh("training.raw/3/").encode(), json.dumps({"prompt": 7, "user": self.jane}).replace("/", "\\/").encode(), []),
+        ]  # fmt: skip
+        self.late = [msgspec.structs.replace(opinions[0], key=fresh("late").encode()), msgspec.structs.replace(opinions[2], key=fresh("late").encode())]
+        publish(bootstrap, [*self.letters, *self.late])
+
+    def _answer(self, inference: str, subject: str) -> e.InferenceServed:
+        return example(e.InferenceServed, self.model, inference_id=inference, subject_id=subject)
+
+    def _opinion(self, inference: str) -> e.FeedbackGiven:
+        value = f"{self.word} {inference}"
+        return e.FeedbackGiven(inference_id=inference, metric_name="demonstration", value=value, feedback_id=fresh("opinion"))
+
+    def stands(self, out: kafka.Out) -> bool:
+        last = [record.value for record in kafka.read_to_end(self.bootstrap, out.topic) if record.key == out.key]
+        return bool(last) and last[-1] is not None
+
+    def rows(self, table: str) -> set[str]:
+        found = rows(self.client, f"SELECT inference_id FROM tuneloop.{table} WHERE inference_id IN {{ids:Array(String)}}",
+                     ids=[self.hers, self.eves, self.lettered])  # fmt: skip
+        return {row["inference_id"] for row in found}
+
+
+def test_feedback_on_answers_older_than_their_topic_keeps_goes_with_them(
+    kafka_bootstrap: str, clickhouse_url: str, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "wait_until_passed", lambda *_: None)  # nobody consumes here
+    monkeypatch.setattr(erased, "STALE_S", 0.1)
+    there = Everywhere(kafka_bootstrap, clickhouse_url, store)
+    assert there.rows("inference_served") == {there.hers, there.eves} and len(there.rows("feedback_given")) == 3
+    log = tmp_path / "logs" / "serve.log"
+    log.parent.mkdir()
+    log.write_text(f"url: /?param_subject={quote(there.jane, safe='')}&x\nuser='{there.jane}'\nuser='{there.eve}'\n")
+    jane = request(there.jane, requested_by="Mr. Nobody")
+    publish(kafka_bootstrap, [kafka.out(jane, source="test")])
+    asked = {"event": msgspec.to_builtins(jane), "asked_ms": int(time.time() * 1000), "id": "request-1"}
+    work = child.Erasure(kafka_bootstrap, clickhouse_url, [str(log.parent)], store, asked, lambda message: None)
+    receipt = work.done()
+    assert receipt["tombstones"] == {"dead.join-feedback": 1, "dead.monitor": 1, "dead.prepare": 1, "usage.feedback": 2}
+    assert [there.stands(letter) for letter in there.letters] == [False, True, False, False]
+    assert not any(there.stands(out) for out in there.late)
+    assert there.rows("inference_served") == there.rows("feedback_given") == {there.eves}
+    assert receipt["log_places"] == 2 and there.eve in log.read_text() and there.jane not in log.read_text()
+    assert receipt["adapters"] == [] and receipt["jobs"] == [] and receipt["deleted"] == 0
+    suppression = known(kafka_bootstrap, store)
+    assert suppression.covers("", there.hers) and suppression.covers("", there.lettered), "what comes late"
+    assert not suppression.covers("", there.eves)
+    (said,) = [kafka.decode(r)[1] for r in kafka.read_to_end(kafka_bootstrap, erased.TOPIC) if r.key == jane.erasure_id.encode() and r.value]
+    assert (said.subject_id, said.requested_by) == ("", "")
+
+
+def test_an_error_of_an_erasure_names_nobody(kafka_bootstrap: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ClickHouse quotes the statement, a refused connection its address."""
+    monkeypatch.setattr(erased, "STALE_S", 0.0)
+    jane = request("jörg/jane doe")
+    work = child.make(kafka_bootstrap, "http://127.0.0.1:9", [], str(store._local))
+
+    def refused(*_: object) -> None:
+        raise OSError("no answer of /?param_subject=j%C3%B6rg%2Fjane+doe&x for 'jörg/jane doe' (j\\u00f6rg/jane doe)")
+
+    monkeypatch.setattr(child.tables, "inferences_of", refused)
+    monkeypatch.setattr(child, "connect", lambda url: None)
+    with pytest.raises(RuntimeError) as told:
+        work({"event": msgspec.to_builtins(jane), "asked_ms": 0, "id": "r"}, lambda message: None)
+    assert str(told.value) == "OSError: no answer of /?param_subject=*&x for '*' (*)" and told.value.__suppress_context__
+
+
+def test_what_learned_from_rows_that_are_gone_is_named_in_the_receipt(
+    kafka_bootstrap: str, clickhouse_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version, a candidate and a job that had read them; none of each that had not; an adapter that nobody named."""
+    monkeypatch.setattr(shards, "UNNAMED_AFTER_S", -1.0)
+    monkeypatch.setattr(shards, "ORPHANED_AFTER_S", 0.0)
+    model, jane = fresh("support"), fresh("jane")
+    table = pa.Table.from_pylist(
+        [{"subject_id": who, "inference_id": "", "kind": "sft", "split": "train", "completion": "x"} for who in (jane, "eve")],
+        schema=SHARD_SCHEMA,
+    )
+    path, digest, size = put_shard(store, model, fresh("shard"), table)
+    shard = example(e.ShardWritten, model, shard_id=fresh("shard"), path=path, digest=digest, size_bytes=size, replaces="", erased=0)
+    shard = msgspec.structs.replace(shard, **counted(table))
+    others = e.ShardRef(shard_id=fresh("shard"), path="shards/other", digest="0" * 64, rows=1)
+    with_her, without = (put_shard_set(store, model, [ref]) for ref in (ref_of(shard), others))
+    candidates = [example(e.CandidateTrained, model, new_data=data) for data in (with_her, without, with_her)]
+    decided = example(e.DecisionMade, model, decision="refused", job_id=candidates[2].job_id)
+    versions = [
+        e.Version(version=n, digest=fresh("digest"), path="adapters/x", base="b", base_digest="d", job_id="j", fingerprint=[],
+                  new_data=without, replay_data=data) for n, data in ((1, with_her), (2, without), (3, None))
+    ]  # fmt: skip
+    state = example(e.ModelStateChanged, model, versions=versions)
+    publish(kafka_bootstrap, [kafka.out(one, source="test") for one in (*candidates, decided, state)])
+    jobs = [example(e.JobRequested, model, new_data=without, replay_data=data) for data in (with_her, None, with_her)]
+    ended = e.JobEnded(model=model, job_id=jobs[2].job_id, outcome="failed")
+    landing = ClickHouseStore(connect(clickhouse_url), kafka.producer(kafka_bootstrap))
+    records = [landed(kafka.out(one, source="t"), n, 1_700_000_000_000, 9) for n, one in enumerate([*jobs, ended])]
+    landing.write([landing.read(records)])
+    monkeypatch.setattr(child, "read_committed_shards", lambda _: [shard])
+    unnamed = store.put_bytes("adapters/feed/adapter_model.safetensors", b"weights") and "adapters/feed"
+    asked = {"event": msgspec.to_builtins(request(jane)), "asked_ms": 0, "id": "r"}
+    work = child.Erasure(kafka_bootstrap, clickhouse_url, [], store, asked, lambda message: None)
+    touched = work._touched(work._rewrite_shards())
+    assert [(one.version, one.digest) for one in touched["adapters"] if one.model == model] == [
+        (1, versions[0].digest), (0, candidates[0].digest)
+    ]  # fmt: skip
+    assert touched["jobs"] == [jobs[0].job_id] and touched["deleted"] == 1 and not store.files(unnamed)
+    again = child.Erasure(kafka_bootstrap, clickhouse_url, [], store, asked, lambda message: None)
+    assert again._touched(again._rewrite_shards()) == touched | {"deleted": 0}, "an attempt after a crash says the same"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas import events as e
+from schemas.policy import ModelPolicy
 from streams import kafka, transact
+from streams.artifacts import ArtifactStore
 from streams.kafka import Out
 from streams.register import GROUP, TOPICS, RegisterStep, read_registry
-from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, open_transaction, publish, since
+from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, open_transaction, publish, since, until
 from tests.examples import example
 
 REGISTRY, DECISIONS = "models.registry", "models.decisions"
@@ -22,8 +25,10 @@ REGISTRY, DECISIONS = "models.registry", "models.decisions"
 class Bench:
     """A registry process over its topics from their present ends on, and one new model."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, folder: Path) -> None:
         self.bootstrap, self.model = bootstrap, fresh("support")
+        self.policy, self.store = ModelPolicy(), ArtifactStore(str(folder / "artifacts"))
+        self.folder = folder
         self.start: Mark = mark(bootstrap, *TOPICS, REGISTRY, DECISIONS, "dead.register")
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] in TOPICS})
         self.step = self._step()
@@ -49,8 +54,22 @@ class Bench:
 
     def loop(self, step: transact.Step) -> Callable:
         return lambda stop: transact.run(
-            self.bootstrap, self.group, TOPICS, step, stop, transactional_id=self.group
+            self.bootstrap, self.group, TOPICS, step, stop, transactional_id=self.group, after_commit=step.sweep
         )
+
+    def adapter(self) -> str:
+        """The digest of an adapter that stands in the store."""
+        folder = self.folder / fresh("adapter")
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_text(fresh("weights"))
+        return self.store.put_folder("adapters", folder)[1]
+
+    def adapters(self) -> set[str]:
+        return {path.split("/")[1] for path, _ in self.store.files("adapters")}
+
+    def receipt(self, *digests: str) -> e.ErasureCompleted:
+        named = [e.TaughtBy(model=self.model, version=0, digest=digest) for digest in digests]
+        return example(e.ErasureCompleted, "", erasure_id=fresh("erasure"), adapters=named)
 
     def states(self) -> list[e.ModelStateChanged]:
         return self._said(REGISTRY)
@@ -64,8 +83,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(kafka_bootstrap: str) -> Bench:
-    return Bench(kafka_bootstrap)
+def bench(kafka_bootstrap: str, tmp_path: Path) -> Bench:
+    return Bench(kafka_bootstrap, tmp_path)
 
 
 def test_a_verdict_becomes_a_state_and_a_decision(bench) -> None:
@@ -188,3 +207,70 @@ def test_what_does_not_decode_is_a_dead_letter(bench) -> None:
     bench.settle()
     (letter,) = since(bench.bootstrap, f"dead.{GROUP}", bench.start)
     assert letter.value == b"{}" and [state.champion for state in bench.states()] == [1]
+
+
+def test_an_adapter_goes_once_its_refusal_is_committed(bench) -> None:
+    passed, refused, void = bench.adapter(), bench.adapter(), bench.adapter()
+    bench.say(bench.verdict(0, digest=passed), bench.verdict(1, digest=refused, passed=False))
+    bench.say(bench.verdict(1, digest=void, passed=False, void=True))
+    with bench.process() as settled:
+        settled()
+        until(lambda: bench.adapters() == {passed}, 10, "the others to be deleted")
+    assert [line.decision for line in bench.decisions()] == ["promoted", "refused", "void"]
+    assert [line.deletes for line in bench.decisions()] == [[], [f"adapters/{refused}"], [f"adapters/{void}"]]
+
+
+def test_an_adapter_stays_while_its_refusal_is_not_committed_and_goes_after_a_crash(bench) -> None:
+    refused, again = bench.adapter(), bench.adapter()
+    step = bench.step
+    step.assigned([])
+    outs = step.handle([landed(kafka.out(bench.verdict(0, digest=digest, passed=False), source="t")) for digest in (refused, again)])
+    assert bench.adapters() == {refused, again}, "handled, not committed"
+    step.assigned([])
+    assert bench.adapters() == {refused, again}, "the transaction was aborted"
+    publish(bench.bootstrap, outs)
+    candidate = example(e.CandidateTrained, bench.model, digest=again)
+    publish(bench.bootstrap, [kafka.out(candidate, source="test")])
+    bench._step().assigned([])
+    assert bench.adapters() == {again}, "that one was trained once more, and waits for its verdict"
+    decision = example(e.DecisionMade, bench.model, decision="refused", job_id=candidate.job_id)
+    publish(bench.bootstrap, [kafka.out(decision, source="test")])
+    bench._step().assigned([])
+    assert bench.adapters() == set()
+
+
+def test_a_decision_that_names_something_else_than_an_adapter_deletes_nothing(bench) -> None:
+    kept, digest = bench.adapter(), "f" * 64
+    bench.store.put_bytes("shards/m/rows.parquet", b"rows")
+    for path in ("shards/m", "..", f"adapters/../adapters/{kept}", "adapters", f"bases/{digest}"):
+        publish(bench.bootstrap, [kafka.out(example(e.DecisionMade, bench.model, deletes=[path]), source="test")])
+    bench._step().assigned([])
+    assert bench.adapters() == {kept} and len(bench.store.files("shards")) == 1
+
+
+@pytest.mark.parametrize("first", ["receipt", "verdict"])
+def test_a_candidate_that_a_receipt_names_is_marked_whichever_comes_first(bench, first: str) -> None:
+    """And a model whose policy asks for it is trained anew from its base, once."""
+    bench.policy = ModelPolicy(retrain_after_erasure=True)
+    start, digest = mark(bench.bootstrap, "models.commands"), bench.adapter()
+    receipt, verdict = bench.receipt(digest), bench.verdict(0, digest=digest)
+    with bench.process() as settled:
+        for said in (receipt, verdict) if first == "receipt" else (verdict, receipt):
+            bench.say(said)
+            settled()
+    assert bench.states()[-1].versions[0].erasures == [receipt.erasure_id]
+    bench.say(receipt)
+    bench.settle()
+    commands = [kafka.decode(record)[1] for record in since(bench.bootstrap, "models.commands", start)]
+    asked = [one for one in commands if one.model == bench.model]
+    assert [(one.reason, one.from_base) for one in asked] == [(receipt.erasure_id, True)]
+
+
+def test_who_just_started_knows_what_receipts_named(bench) -> None:
+    digest = bench.adapter()
+    receipt = bench.receipt(digest)
+    bench.say(receipt)
+    bench.settle()
+    bench.say(bench.verdict(0, digest=digest, erasures=["erasure-0"]))
+    bench.settle()
+    assert bench.states()[-1].versions[0].erasures == sorted(["erasure-0", receipt.erasure_id])
