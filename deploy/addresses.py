@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.local.ports import free_ports, port_free
 from deploy.local.secret_files import make_secret
-from deploy.settings import Settings, SettingsError
+from deploy.settings import PREFIX, Settings, SettingsError
 from schemas.identity import SECRET_BYTES
 from schemas.topics import CONSUMER_GROUPS
+from streams import kafka_security
 
 PARTS = ("kafka", "clickhouse", "http")
 # What has a port for its metrics alone; `serve` answers on its HTTP port.
@@ -52,6 +56,57 @@ def addresses(settings: Settings) -> Addresses:
             "(kafka_bootstrap, clickhouse_url, http_port)"
         )
     return Addresses(*(given[part] or local[part] for part in PARTS))
+
+
+def kafka_config(settings: Settings) -> Path | None:
+    """The file with which Kafka's clients prove who they are; a local broker's is made by `up`. None: plaintext."""
+    if settings.kafka_config:
+        return Path(settings.kafka_config).absolute()
+    return None if settings.kafka_bootstrap else settings.data / "secrets" / "kafka"
+
+
+def credentials(settings: Settings) -> dict[str, str]:
+    """Where the files with the parts' credentials lie, as environment variables for this process's children."""
+    config = kafka_config(settings)
+    return {
+        kafka_security.VARIABLE: str(config or ""),
+        f"{PREFIX}IDENTITY_SECRET_FILE": str(settings.secret_file.absolute()),
+    }
+
+
+def use_credentials(settings: Settings) -> None:
+    """Have this process, and what it starts, prove who it is to Kafka and ClickHouse.
+
+    Raises `SettingsError` where what people said would travel in the clear, or no credential is there.
+    """
+    os.environ.update(credentials(settings))
+    check_encrypted(settings)
+
+
+def check_encrypted(settings: Settings) -> None:
+    """Raises `SettingsError` for an address beyond this machine that is not encrypted, unless `allow_plaintext`."""
+    if settings.allow_plaintext:
+        return
+    hosts = [one.rpartition(":")[0] for one in settings.kafka_bootstrap.split(",") if one.strip()]
+    if any(not is_loopback(host) for host in hosts) and not kafka_security.encrypted():
+        raise SettingsError(
+            f"kafka_bootstrap = {settings.kafka_bootstrap} is another machine and kafka_config does not encrypt: "
+            "set security.protocol=SASL_SSL or SSL there, or allow_plaintext = true"
+        )
+    url = urlsplit(settings.clickhouse_url)
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        raise SettingsError(
+            f"clickhouse_url = {url.scheme}://{url.hostname} is another machine and not encrypted: "
+            "name an https:// address, or set allow_plaintext = true"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its very name: a name that only resolves to it may tomorrow be another."""
+    try:
+        return ipaddress.ip_address(host.strip().strip("[]")).is_loopback
+    except ValueError:
+        return host.strip().lower() == "localhost"
 
 
 def choose_ports(settings: Settings) -> dict[str, int]:

@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from deploy.addresses import addresses, choose_ports, identity_secret, make_identity_secret, metrics_port
+from deploy.addresses import (
+    addresses,
+    choose_ports,
+    credentials,
+    identity_secret,
+    kafka_config,
+    make_identity_secret,
+    metrics_port,
+    use_credentials,
+)
 from deploy.local import kafka as local_kafka
 from deploy.local import supervise
 from deploy.local.errors import LocalPartError
@@ -34,6 +43,7 @@ QUIET = {
 
 def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s: float) -> None:
     """Start what is missing and return when all is ready. Raises `SupervisorError`, `LocalPartError`."""
+    use_credentials(settings)
     if supervise.is_running(settings.data):
         spec = read_spec(settings.data)
         if spec is not None:
@@ -73,7 +83,9 @@ def processes(settings: Settings, on_note: Note = lambda _: None) -> list[Proces
     if not settings.kafka_bootstrap:
         on_note("preparing Kafka (the first time, its jars are downloaded)")
         jars = local_kafka.fetch_jars(on_note)
-        broker = local_kafka.prepare(settings.data / "kafka", ports["kafka"], jars, on_note=on_note)
+        credential = kafka_config(settings)
+        assert credential is not None, "a local broker has one"
+        broker = local_kafka.prepare(settings.data / "kafka", ports["kafka"], credential, jars, on_note=on_note)
         local.append(Process("kafka", broker.argv, broker.env, ready=f"kafka:{broker.bootstrap}"))
     if not settings.clickhouse_url:
         folder, port = settings.data / "clickhouse", ports["clickhouse"]
@@ -104,6 +116,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     environment = {**QUIET, "PYTHONPATH": path}
     environment |= {f"{PREFIX}{name.upper()}": as_text(getattr(settings, name)) for name in SCALARS}
     environment[f"{PREFIX}DATA_DIR"] = str(settings.data)
+    environment |= credentials(settings)
     if settings.file:
         environment[f"{PREFIX}CONFIG"] = settings.file
     return environment

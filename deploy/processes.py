@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import settings as settings_module
-from deploy.addresses import addresses, identity_secret
+from deploy.addresses import addresses, credentials, identity_secret, use_credentials
 from deploy.settings import Settings
 from schemas.identity import InferenceIds, split_key
 from streams import kafka, metrics, watchdog
@@ -44,6 +44,7 @@ def run(name: str, settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     if name != "serve":  # its replicas are processes of their own: /metrics on the HTTP port
         metrics.listen(name, settings.metrics_host, settings.metrics_port)
+    use_credentials(settings)
     kafka.ensure_topics(addresses(settings).bootstrap, settings.replication_factor)
     _RUNNERS[name](settings, stop)
 
@@ -243,7 +244,8 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     from serving.app import ServeSettings, run_serve
 
     serve_settings = ServeSettings(
-        bootstrap=where.bootstrap, artifacts=settings.artifact_root, identity_secret_file=str(settings.secret_file),
+        bootstrap=where.bootstrap, artifacts=settings.artifact_root,
+        identity_secret_file=str(settings.secret_file.absolute()), environment=credentials(settings),
         policies=settings.models, slots=settings.serve_slots,
     )
     run_serve(serve_settings, urlsplit(where.http).port or 8000, settings.serve_replicas)

@@ -51,12 +51,13 @@ def _bind_to_loopback() -> None:
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica needs to know, as plain values."""
+    """What a replica needs to know, as plain values; `environment` says where the files with credentials lie."""
 
     bootstrap: str
     artifacts: str
     identity_secret_file: str
     policies: dict[str, ModelPolicy]
+    environment: dict[str, str] = {}
     slots: int = 32
     threads: int | None = None
 
@@ -75,6 +76,7 @@ class GatewayDeployment:
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         settings = msgspec.json.decode(encoded_settings, type=ServeSettings)
+        os.environ.update(settings.environment)
         replica = f"replica-{os.getpid()}"
         self._producer = kafka.producer(settings.bootstrap, linger_ms=2)
         self._stop = threading.Event()

@@ -16,14 +16,14 @@ from typing import Any
 
 import faust
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from faust.app import App
 from faust.transport.drivers import aiokafka
 
 from schemas.topics import BY_NAME
-from streams import metrics
+from streams import kafka, metrics
 from streams.kafka import EX_TEMPFAIL, Out, Record
+from streams.kafka_security import faust_credentials
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def faust_app(name: str, bootstrap: str, data_dir: str, partitions: int, replica
         broker_session_timeout=6.0, broker_heartbeat_interval=2.0, stream_wait_empty=False,
         consumer_auto_offset_reset="earliest", producer_linger=0.0, broker_commit_interval=1.0,
         table_cleanup_interval=30.0, producer_acks=-1, topic_disable_leader=True,
+        broker_credentials=faust_credentials(),
         # What one producer got past the broker's limit of 1 MB we must get past it again, with more headers: the
         # limit is on what is compressed, and lz4 shrinks no base64.
         producer_compression_type="zstd", producer_max_request_size=1 << 25,
@@ -166,7 +167,7 @@ def create_internal(bootstrap: str, topics: Mapping[str, Mapping[str, str]], par
     """Create an application's own topics (with their settings) before Faust subscribes: it would create them at
     the same time, and an assignment that comes first ignores a topic that is not there yet and leaves it unread
     for ever. Raises `KafkaException`."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = kafka.admin(bootstrap)
     missing = [NewTopic(name, partitions, replication, config=dict(config)) for name, config in topics.items()]
     for future in admin.create_topics(missing).values():
         try:

@@ -21,6 +21,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
 from schemas.topics import CONSUMER_GROUPS, DEAD_LETTER_BYTES, all_topics
+from streams.kafka_security import security
 
 log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75
@@ -116,12 +117,22 @@ def produce(client: Producer, record: Out, on_delivery: Any = None) -> None:
             return
 
 
+def client_settings(bootstrap: str, **more: Any) -> dict[str, Any]:
+    """What every client starts from: the address, and how it proves who it is. Raises `KafkaConfigError`."""
+    return {"bootstrap.servers": bootstrap, **security(), **more}
+
+
+def admin(bootstrap: str, **more: Any) -> AdminClient:
+    """An administrating client."""
+    return AdminClient(client_settings(bootstrap, **more))
+
+
 def producer(
     bootstrap: str, *, transactional_id: str | None = None, linger_ms: int = 5, **overrides: Any
 ) -> Producer:
     """An idempotent producer; transactional where an id is given."""
     settings: dict[str, Any] = {
-        "bootstrap.servers": bootstrap, "enable.idempotence": True, "partitioner": PARTITIONER,
+        **client_settings(bootstrap), "enable.idempotence": True, "partitioner": PARTITIONER,
         "linger.ms": linger_ms, "compression.type": "lz4", "reconnect.backoff.max.ms": RECONNECT_MS,
         "message.max.bytes": DEAD_LETTER_BYTES,  # what a topic refuses the broker says
     }
@@ -140,7 +151,7 @@ def consumer(bootstrap: str, group: str, instance: str = "", /, **overrides: Any
     static = {"group.instance.id": instance} if instance else {}
     return Consumer(
         {
-            "bootstrap.servers": bootstrap, "group.id": group, "isolation.level": "read_committed",
+            **client_settings(bootstrap), "group.id": group, "isolation.level": "read_committed",
             "enable.auto.commit": False, "auto.offset.reset": "earliest",
             "session.timeout.ms": SESSION_TIMEOUT_MS, "max.poll.interval.ms": 60_000,
             # The default of 3 s leaves no room for a late heartbeat within so short a session.
@@ -234,20 +245,20 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
 
     Raises `KafkaException`.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    existing = set(admin.list_topics(timeout=timeout_s).topics)
+    client = admin(bootstrap)
+    existing = set(client.list_topics(timeout=timeout_s).topics)
     missing = [
         NewTopic(topic.name, topic.partitions, replication, config=topic.config())
         for topic in all_topics()
         if topic.name not in existing
     ]
-    for future in admin.create_topics(missing).values() if missing else ():
+    for future in client.create_topics(missing).values() if missing else ():
         try:
             future.result(timeout_s)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-    wait_until_known(admin, [topic.topic for topic in missing], timeout_s)
+    wait_until_known(client, [topic.topic for topic in missing], timeout_s)
     if missing:
         _wait_for_coordinators(bootstrap, timeout_s)
     sizes = [
@@ -256,17 +267,17 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
         ])
         for topic in all_topics() if topic.max_bytes and topic.name in existing
     ]  # fmt: skip
-    for future in admin.incremental_alter_configs(sizes).values() if sizes else ():
+    for future in client.incremental_alter_configs(sizes).values() if sizes else ():
         future.result(timeout_s)
 
 
-def wait_until_known(admin: AdminClient, topics: list[str], timeout_s: float = 30.0) -> None:
+def wait_until_known(client: AdminClient, topics: list[str], timeout_s: float = 30.0) -> None:
     """Return once the broker names these topics: the controller, which creates them, knows of them earlier.
 
     Raises `TimeoutError`.
     """
     deadline = time.monotonic() + timeout_s
-    while missing := set(topics) - set(admin.list_topics(timeout=timeout_s).topics):
+    while missing := set(topics) - set(client.list_topics(timeout=timeout_s).topics):
         if time.monotonic() > deadline:
             raise TimeoutError(f"topics that were created are not there within {timeout_s:.0f} s: {sorted(missing)}")
         time.sleep(0.02)

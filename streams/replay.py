@@ -224,7 +224,7 @@ def _refused(writer: Producer, reason: KafkaError) -> ReplayError:
 
 def _check_places(bootstrap: str, moves: Sequence[Move]) -> None:
     """Raises `ReplayError` where a record's topic or partition is gone: Kafka would not say which record it was."""
-    topics = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=REQUEST_TIMEOUT_S).topics
+    topics = kafka.admin(bootstrap).list_topics(timeout=REQUEST_TIMEOUT_S).topics
     for move in moves:
         for record in move.outs:
             if record.topic not in topics or record.partition not in topics[record.topic].partitions:
@@ -234,7 +234,7 @@ def _check_places(bootstrap: str, moves: Sequence[Move]) -> None:
 
 def wait_settled(bootstrap: str, topics: Sequence[str]) -> None:
     """Wait until no transaction hides what was committed behind it: until what these topics hold can all be read."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = kafka.admin(bootstrap)
     known = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
     places = [TopicPartition(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
     ends = _ends(admin, places, IsolationLevel.READ_UNCOMMITTED)

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaException
-from confluent_kafka.admin import AdminClient
 
+from streams import kafka
 from streams.kafka import EX_TEMPFAIL
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Membership:
                 raise LostMembershipError(f"{self._group} has lost this member, which does not join again")
 
     def _known(self) -> bool:
-        admin = AdminClient({"bootstrap.servers": self._bootstrap, "log_level": 0})
+        admin = kafka.admin(self._bootstrap, log_level=0)
         try:
             group = admin.describe_consumer_groups([self._group], request_timeout=5)[self._group].result(5)
         except (KafkaException, TimeoutError):  # no broker, no group to be in

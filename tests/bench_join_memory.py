@@ -28,6 +28,7 @@ from streams.join.rows import FEEDBACK, GROUP, INFERENCES, REKEYED
 from tests.broker import lag, mark, publish, until
 from tests.examples import example
 from tests.join_bench import RAW, Process
+from tests.parts import credential
 
 IN_MEMORY = """
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ main()
 
 @contextmanager
 def broker(folder: Path) -> Iterator[str]:
-    prepared = local_kafka.prepare(folder, free_ports(1)[0], local_kafka.fetch_jars())
+    prepared = local_kafka.prepare(folder, free_ports(1)[0], credential(folder), local_kafka.fetch_jars())
     process = subprocess.Popen(prepared.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: local_kafka.registered(prepared.bootstrap), 60, "the broker")

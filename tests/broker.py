@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from schemas.codec import now_ms
@@ -27,7 +26,7 @@ def fresh(word: str) -> str:
 
 
 def fresh_topic(bootstrap: str, word: str, partitions: int = 1, **config: str) -> str:
-    admin, name = AdminClient({"bootstrap.servers": bootstrap}), fresh(word)
+    admin, name = kafka.admin(bootstrap), fresh(word)
     admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
     kafka.wait_until_known(admin, [name])
     return name
@@ -59,7 +58,7 @@ def since(bootstrap: str, topic: str, start: Mark | None = None, settled: bool =
 def group_from(bootstrap: str, start: Mark) -> str:
     """A new consumer group whose committed offsets are `start`."""
     group = fresh("group")
-    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": group})
+    reader = Consumer({**kafka.client_settings(bootstrap), "group.id": group})
     offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in start.items()]
     reader.commit(offsets=offsets, asynchronous=False)
     reader.close()
@@ -81,13 +80,13 @@ def lag(bootstrap: str, group: str, *topics: str) -> int:
 
 
 def members(bootstrap: str, group: str) -> int:
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = kafka.admin(bootstrap)
     return len(admin.describe_consumer_groups([group])[group].result(15).members)
 
 
 def publish(bootstrap: str, records: Iterable[Out], **settings: Any) -> None:
     """Produce with a client of our own, or, with `settings`, as somebody else's client would."""
-    client = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, **settings}) if settings else None
+    client = Producer({**kafka.client_settings(bootstrap), "linger.ms": 0, **settings}) if settings else None
     client = client or kafka.producer(bootstrap, linger_ms=0)
     for record in records:
         kafka.produce(client, record)

@@ -11,8 +11,16 @@ import pytest
 
 from deploy.local import kafka as local_kafka
 from deploy.local.errors import LocalPartError
-from streams import kafka, transaction
+from streams import kafka, kafka_security, transaction
 from tests import parts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every broker of this run asks for one credential, and whoever is started by a test has it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(kafka_security.VARIABLE, str(tmp_path_factory.mktemp("secrets") / "kafka"))
+        yield
 
 
 def a_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

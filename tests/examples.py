@@ -8,6 +8,7 @@ import msgspec
 
 from schemas import events as e
 from tests.broker import fresh
+from tests.ids import answer
 
 SHARDS = e.ShardSet(path="sets/support/0.json", digest="0" * 64, shards=1, rows=200)
 CHECK = e.Check(
@@ -31,7 +32,7 @@ _FIXED: dict[str, Any] = {
     "value": True,
     "kind": "sft",
 }
-_IDS = ("inference_id", "record_id", "feedback_id", "shard_id", "job_id", "drift_id", "subject_id", "digest")
+_IDS = ("record_id", "feedback_id", "shard_id", "job_id", "drift_id", "subject_id", "digest")
 _BY_TYPE: dict[str, Any] = {"StrType": "word", "IntType": 1, "FloatType": 0.5, "BoolType": True, "DictType": {}}
 
 
@@ -42,6 +43,8 @@ def example(event: type[msgspec.Struct], model: str, **fields: Any) -> Any:
         name = field.name
         if name == "model":
             values[name] = model
+        elif name == "inference_id":
+            values[name] = answer(fresh("inference"))
         elif name in _IDS:
             values[name] = fresh(name.removesuffix("_id"))
         elif name in _FIXED:

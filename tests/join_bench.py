@@ -21,6 +21,7 @@ from streams import kafka
 from streams.kafka import Out, Record
 from tests.broker import Mark, fresh, mark, publish, since, until
 from tests.examples import example
+from tests.ids import keep
 
 ROOT = Path(__file__).parents[1]
 GROUP = "join-feedback"
@@ -37,6 +38,7 @@ class Process:
     def __init__(self, bootstrap: str, folder: Path) -> None:
         self.folder = folder
         (folder / "tuneloop.toml").write_text(SETTINGS)
+        keep(folder)
         self.turn(0)
         http, self.metrics_port = free_ports(2)
         self._env = {

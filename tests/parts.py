@@ -14,7 +14,7 @@ import httpx
 
 from deploy.local import kafka as local_kafka
 from deploy.local.ports import free_ports
-from streams import kafka
+from streams import kafka, kafka_security
 from streams.clickhouse import connect
 from streams.monitor.migrate import migrate
 
@@ -22,10 +22,15 @@ ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 60.0
 
 
+def credential(folder: Path) -> Path:
+    """The file with which clients of this process come in; where none is named yet, one in `folder` is."""
+    return Path(os.environ.setdefault(kafka_security.VARIABLE, str(folder / "credential")))
+
+
 @contextmanager
 def broker(folder: Path) -> Iterator[str]:
     """HOST:PORT of a broker that has every topic of `schemas.topics`. Raises `LocalPartError`."""
-    prepared = local_kafka.prepare(folder, free_ports(1)[0], local_kafka.fetch_jars())
+    prepared = local_kafka.prepare(folder, free_ports(1)[0], credential(folder), local_kafka.fetch_jars())
     with (folder / "out").open("ab") as out:
         process = subprocess.Popen(prepared.argv, stdout=out, stderr=out)
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploy import settings as settings_module
-from deploy.addresses import Addresses, addresses
+from deploy.addresses import Addresses, addresses, use_credentials
 from deploy.cli.output import CommandError
 from deploy.settings import Settings
 
@@ -31,7 +31,9 @@ class Context:
 
     @property
     def addresses(self) -> Addresses:
-        return addresses(self.settings)
+        settings = self.settings
+        use_credentials(settings)
+        return addresses(settings)
 
     @property
     def bootstrap(self) -> str:

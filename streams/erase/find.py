@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
-from confluent_kafka.admin import AdminClient
 
 from schemas.events import Message
 from schemas.identity import ANSWER_ID, subject_of_prompt
@@ -140,7 +139,7 @@ def owner(subject: Subject, topic: str) -> Callable[[Record], bool]:
 def personal_topics(bootstrap: str) -> list[str]:
     """Topics with people's words: those declared so, except the requests themselves, and the internal ones."""
     declared = [topic.name for topic in all_topics() if topic.personal and topic.name != "subjects.erasures"]
-    there = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=15).topics
+    there = kafka.admin(bootstrap).list_topics(timeout=15).topics
     return [name for name in declared if name in there] + sorted(name for name in there if name.startswith(INTERNAL))
 
 

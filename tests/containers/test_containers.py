@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from schemas import events as e
 from schemas.identity import partition_of
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, all_topics
-from streams import kafka, sink
+from streams import kafka, kafka_security, sink
 from streams.clickhouse import connect, rows
 from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
 from streams.monitor.measure import note_policies
@@ -54,8 +53,9 @@ def containers() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(params=["local", pytest.param("containers", marks=pytest.mark.slow)])
-def parts(request: pytest.FixtureRequest) -> tuple[str, str]:
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     if request.param == "containers":
+        monkeypatch.setenv(kafka_security.VARIABLE, "")
         given: tuple[str, str] = request.getfixturevalue("containers")
         return given
     return request.getfixturevalue("kafka_bootstrap"), request.getfixturevalue("clickhouse_url")
@@ -65,7 +65,7 @@ def test_events_become_rows_and_views_by_addresses_alone(parts: tuple[str, str])
     bootstrap, url = parts
     kafka.ensure_topics(bootstrap)
     kafka.ensure_topics(bootstrap)  # saying it again is harmless
-    there = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=15).topics
+    there = kafka.admin(bootstrap).list_topics(timeout=15).topics
     assert {topic.name: topic.partitions for topic in all_topics()} == {
         topic.name: len(there[topic.name].partitions) for topic in all_topics()
     }

@@ -33,9 +33,10 @@ from deploy.demo.stage import MODEL, Stage
 from deploy.local import supervise
 from deploy.local.lineage import members
 from deploy.local.supervised import State, read_spec
-from deploy.settings import Settings
+from deploy.settings import PREFIX, SCALARS, Settings
 from schemas.events import ModelStateChanged
 from schemas.policy import ModelPolicy
+from streams import kafka
 from streams.artifacts import ArtifactStore
 from streams.clickhouse import connect, rows
 from streams.register import read_registry
@@ -99,11 +100,19 @@ class Said:
         return lines[0]
 
 
+_SETTINGS = {PREFIX + name.upper() for name in SCALARS}
+
+
+def _nobodys() -> dict[str, str]:
+    """The environment without any of our settings: whoever calls a command has none."""
+    return {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+
+
 def tuneloop(*arguments: str, timeout_s: float = 60.0, **environment: str) -> Said:
     """The command line as a person calls it, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "deploy.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True,
-        timeout=timeout_s, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdin=subprocess.DEVNULL,
+        timeout=timeout_s, env={**_nobodys(), "PYTHONPATH": str(ROOT), **environment}, stdin=subprocess.DEVNULL,
     )
     return Said(done.returncode, done.stdout, done.stderr)
 
@@ -180,7 +189,7 @@ def read_topic(bootstrap: str, topic: str, *, deletions: bool = False) -> list[S
 
     Deletions, where they are asked for, have neither headers nor body.
     """
-    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader", "enable.partition.eof": True})
+    reader = Consumer({**kafka.client_settings(bootstrap), "group.id": "reader", "enable.partition.eof": True})
     left = set(reader.list_topics(topic, timeout=15).topics[topic].partitions)
     reader.assign([TopicPartition(topic, number, 0) for number in left])
     found = []
@@ -221,10 +230,13 @@ def playing(folder: Path, say: Callable[[str], Any] = print) -> Iterator[System]
     """Bring a system up in `folder`, play the loop once, hand it over; end all of it at the end."""
     plan = small_plan(ModelPolicy())
     config = write_config(plan, folder)
-    stage = Stage(settings_module.load({"config": str(config)}), plan, Console(file=sys.stderr, width=160))
+    stage = Stage(settings_module.load({"config": str(config)}, _nobodys()), plan, Console(file=sys.stderr, width=160))
+    before = dict(os.environ)
     try:
         story.start(stage)
         desk, pace = story.loop_once(stage)
         yield System(stage.settings, config, stage, desk, pace)
     finally:
         supervise.stop(stage.settings.data)
+        os.environ.clear()
+        os.environ.update(before)

@@ -16,6 +16,7 @@ from confluent_kafka import Producer
 from deploy.addresses import identity_secret
 from deploy.demo.stage import MODEL
 from schemas.identity import InferenceIds
+from streams import kafka
 from streams.artifacts import get_shard, get_shard_set
 from streams.erased import LATE
 from tests.broker import fresh, until
@@ -52,7 +53,7 @@ class Person:
 
 
 def submit(system: System, topic: str, partition: int, records: dict[str, bytes]) -> None:
-    client = Producer({"bootstrap.servers": system.where.bootstrap, "linger.ms": 0})
+    client = Producer({**kafka.client_settings(system.where.bootstrap), "linger.ms": 0})
     for key, value in records.items():
         client.produce(topic, value, key=key.encode(), partition=partition)
     assert client.flush(15) == 0
@@ -138,7 +139,7 @@ def test_what_comes_late_is_kept_out(system: System, person: Person) -> None:
         "answer": "x", "finish_reason": "stop", "input_tokens": 1, "output_tokens": 1, "latency_ms": 1.0, "first_token_ms": 1.0,
     }  # fmt: skip
     feedback = {"inference_id": person.inferences[1], "metric_name": "demonstration", "value": f"late {person.word}"}
-    client = Producer({"bootstrap.servers": system.where.bootstrap, "linger.ms": 0})
+    client = Producer({**kafka.client_settings(system.where.bootstrap), "linger.ms": 0})
     client.produce("usage.inferences", json.dumps(served).encode(), key=person.inferences[0].encode(),
                    headers=[("ce_type", b"InferenceServed"), ("ce_id", b"late-1"), ("ce_source", b"tuneloop/serve")])  # fmt: skip
     client.flush(15)

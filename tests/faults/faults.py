@@ -16,6 +16,7 @@ from random import Random
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.topics import DATA_PARTITIONS
+from streams import kafka
 from tests.faults.erase_child import ONCE
 from tests.faults.feed import TOPICS
 from tests.faults.machine import GROUPS, Machine
@@ -239,7 +240,7 @@ def replay(machine: Machine, random: Random, lane: str) -> float:
 
 
 def _rewound(machine: Machine, lane: str) -> bool:
-    somebody = Consumer({"bootstrap.servers": machine.bootstrap, "group.id": GROUPS[lane]})
+    somebody = Consumer({**kafka.client_settings(machine.bootstrap), "group.id": GROUPS[lane]})
     try:
         places = [TopicPartition(TOPICS[lane], number, 0) for number in range(DATA_PARTITIONS)]
         somebody.commit(offsets=places, asynchronous=False)

@@ -19,7 +19,6 @@ from random import Random
 
 import httpx
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.local import kafka as local_kafka
@@ -34,6 +33,7 @@ from tests.faults.oracle import Verdict
 from tests.faults.proxy import Proxy
 from tests.faults.slots import PATIENCE_S, Ending, Slot, StuckError, Supervisor, until
 from tests.faults.steps import COPIED, COPY_DEAD, NUMBERS
+from tests.parts import credential
 
 GROUPS = {"copy": "copy", "prepare": "prepare", "sink": "monitor", "work": "work"}
 SLOTS = {"copy": 2, "prepare": 1, "sink": 2, "work": 2}
@@ -70,7 +70,7 @@ class Machine:
         self.recovered: dict[str, float] = {}  # after the last fault, by lane
         self._seed = seed
         port, behind, before = free_ports(3)
-        self.prepared = local_kafka.prepare(folder / "kafka", port, behind_proxy=(behind, before))
+        self.prepared = local_kafka.prepare(folder / "kafka", port, credential(folder), behind_proxy=(behind, before))
         self.bootstrap, self.proxied = self.prepared.bootstrap, f"{LOOPBACK}:{before}"
         self.proxy = Proxy(before, behind)
         self.clickhouse_url = f"http://{LOOPBACK}:{free_ports(1)[0]}"
@@ -102,7 +102,7 @@ class Machine:
         until(lambda: local_kafka.registered(self.bootstrap), PATIENCE_S, "the broker")
         kafka.ensure_topics(self.bootstrap)
         topics = [NewTopic(name, DATA_PARTITIONS, 1) for name in (NUMBERS, COPIED)] + [NewTopic(COPY_DEAD, 1, 1)]
-        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        admin = kafka.admin(self.bootstrap)
         for future in admin.create_topics(topics).values():
             future.result(30)
         kafka.wait_until_known(admin, [topic.topic for topic in topics])

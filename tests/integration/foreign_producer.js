@@ -1,10 +1,10 @@
 // Somebody else's producer: kafkajs as its documentation has it, with its default partitioner and no headers.
-// Reads from standard input {bootstrap, records: [{topic, key, value}]}, value being the text to send as it is.
+// Reads from standard input {bootstrap, sasl, records: [{topic, key, value}]}, value being the text to send as it is.
 // Prints one JSON array: [topic, partition, offset] of each record, in their order.
 const { Kafka, logLevel } = require("kafkajs");
 
 async function main(given) {
-  const kafka = new Kafka({ clientId: "somebody", brokers: [given.bootstrap], logLevel: logLevel.ERROR });
+  const kafka = new Kafka({ clientId: "somebody", brokers: [given.bootstrap], sasl: given.sasl, logLevel: logLevel.ERROR });
   const producer = kafka.producer();
   await producer.connect();
   const places = [];

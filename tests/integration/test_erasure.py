@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from schemas import events as e
 from schemas.codec import Envelope
@@ -107,7 +106,7 @@ def test_a_receipt_is_of_one_request(kafka_bootstrap: str) -> None:
 
 
 def settings_of(bootstrap: str, topic: str) -> dict[str, str]:
-    return compact._own_settings(AdminClient({"bootstrap.servers": bootstrap}), topic)
+    return compact._own_settings(kafka.admin(bootstrap), topic)
 
 
 def test_settings_that_were_lowered_are_put_back_also_by_whoever_comes_after(

@@ -19,6 +19,7 @@ from schemas.topics import BY_NAME
 from streams import transact
 from streams.artifacts import ArtifactStore
 from streams.kafka import Out, Record
+from streams.kafka_security import security
 from streams.prepare.step import PrepareStep, read_committed_shards
 from tests import node
 from tests.broker import Mark, Running, fresh, fresh_topic, group_from, lag, mark, publish, since
@@ -63,7 +64,9 @@ def sent(kafka_bootstrap: str) -> Sent:
         named = {"model": sent.model, "record_id": key} if topic == RAW else {"feedback_id": key}
         sent.texts[key] = (topic, body if isinstance(body, str) else json.dumps({**named, **body}))
     records = [{"topic": topic, "key": key, "value": text} for key, (topic, text) in sent.texts.items()]
-    told = node.run(PROGRAM, installed, json.dumps({"bootstrap": kafka_bootstrap, "records": records}))
+    known = security()
+    sasl = {"mechanism": "plain", "username": known["sasl.username"], "password": known["sasl.password"]}
+    told = node.run(PROGRAM, installed, json.dumps({"bootstrap": kafka_bootstrap, "sasl": sasl, "records": records}))
     sent.places = dict(zip(sent.texts, map(tuple, json.loads(told)), strict=True))
     return sent
 

@@ -28,7 +28,7 @@ def test_the_clock_stands_where_something_is_left_to_take_in(kafka_bootstrap) ->
     client.commit_transaction()
     [record] = since(kafka_bootstrap, topic)
     assert until_when() == record.timestamp_ms
-    reader = Consumer({"bootstrap.servers": kafka_bootstrap, "group.id": group})
+    reader = Consumer({**kafka.client_settings(kafka_bootstrap), "group.id": group})
     reader.commit(offsets=[TopicPartition(topic, 1, 1)], asynchronous=False)
     reader.close()
     assert until_when() == now

@@ -19,6 +19,7 @@ from streams import kafka
 from streams.join import rows
 from streams.kafka import Out, Record
 from tests.broker import fresh, members, publish, since, until
+from tests.ids import IDS
 from tests.join_bench import DEAD, FEEDBACK, GROUP, INFERENCES, RAW, Bench, Process
 from tests.scraping import Scrape
 
@@ -147,6 +148,19 @@ def test_malformed_feedback_is_a_dead_letter(bench) -> None:
     assert reasons[broken]["mine"] == b"\x00\xff"
 
 
+def test_an_id_that_was_not_issued_here_is_a_dead_letter_at_once(bench) -> None:
+    for made_up in ("chatcmpl-1", IDS.issue()[:-1] + "x", IDS.issue().replace("chatcmpl-", "resp_")):
+        bench.say(made_up, "demonstration", "never")
+        bench.serve(bench.answer(inference_id=made_up))
+
+    def refused() -> int:
+        assert bench.process.alive()
+        reasons = [dict(letter.headers)["__connect.errors.exception.message"] for letter in bench.letters()]
+        return sum(b"was not issued here" in reason for reason in reasons)
+
+    until(lambda: refused() == 6, what="six letters")
+
+
 def test_feedback_on_a_forgotten_answer_teaches_nothing(bench) -> None:
     forgotten, kept = bench.answer(), bench.answer()
     bench.serve(forgotten, kept)
@@ -166,8 +180,8 @@ def test_deletions_reach_tables_and_changelogs(bench) -> None:
     bench.say(learnt.inference_id, "demonstration", "SECRET", partition=1)
     bench.until_joined(1, learnt)
     bench.say(never.inference_id, "demonstration", "SECRET", partition=1)
-    withdrawn = [bench.say(fresh("unknown"), "demonstration", "SECRET", partition=1) for _ in range(4)]
-    kept = bench.say(fresh("unknown"), "demonstration", "kept", partition=1)
+    withdrawn = [bench.say(IDS.issue(), "demonstration", "SECRET", partition=1) for _ in range(4)]
+    kept = bench.say(IDS.issue(), "demonstration", "kept", partition=1)
     bench.until_taken_in(FEEDBACK, rows.REKEYED)
     before = {table: bench.changelog(table) for table in ("answers", "waiting")}
     assert before["answers"][learnt.inference_id.encode()] and len(with_secret(before["waiting"])) == 5
@@ -263,7 +277,7 @@ def turned(bench) -> Bench:
 
 
 def test_after_thirty_days_feedback_becomes_a_dead_letter_and_answers_leave(turned) -> None:
-    answer, missing = turned.answer(), fresh("unknown")
+    answer, missing = turned.answer(), IDS.issue()
     turned.serve(answer)
     body = msgspec.json.encode({"inference_id": missing, "metric_name": "demonstration", "value": "too early"})
     publish(turned.bootstrap, [Out(FEEDBACK, b"mine", body, [("mine", b"\x00\xff"), ("mine", None)], 2)])

@@ -11,13 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
 from deploy.local import kafka
 from deploy.local.errors import LocalPartError
 from deploy.local.kafka_start import FENCED_BEFORE, FENCED_FIRST, is_fenced
 from deploy.local.ports import free_ports
+from streams import kafka as streams_kafka
 from tests.broker import until
+from tests.parts import credential
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def spawned() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def start(data: Path, classpath: str, spawned: list[subprocess.Popen[bytes]]) -> kafka.Prepared:
-    prepared = kafka.prepare(data, free_ports(1)[0], classpath)
+    prepared = kafka.prepare(data, free_ports(1)[0], credential(data), classpath)
     with (data / "out").open("ab") as out:
         spawned.append(subprocess.Popen(prepared.argv, stdout=out, stderr=out))
     until = time.monotonic() + 60
@@ -50,7 +52,7 @@ def start(data: Path, classpath: str, spawned: list[subprocess.Popen[bytes]]) ->
 
 
 def produce(bootstrap: str, values: range) -> None:
-    producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": "test", "log_level": 0})
+    producer = Producer({**streams_kafka.client_settings(bootstrap), "transactional.id": "test", "log_level": 0})
     producer.init_transactions(30)
     producer.begin_transaction()
     for value in values:
@@ -59,7 +61,7 @@ def produce(bootstrap: str, values: range) -> None:
 
 
 def consume(bootstrap: str, count: int) -> list[int]:
-    settings = {"bootstrap.servers": bootstrap, "group.id": "test", "auto.offset.reset": "earliest", "log_level": 0}
+    settings = {**streams_kafka.client_settings(bootstrap), "group.id": "test", "auto.offset.reset": "earliest", "log_level": 0}
     consumer = Consumer({**settings, "isolation.level": "read_committed"})
     consumer.subscribe(["numbers"])
     values: list[int] = []
@@ -84,21 +86,21 @@ def test_a_start_from_classes_of_before_takes_part_of_the_time(tmp_path, classpa
         return used.user + used.system
 
     assert kafka.ahead_of_time(classpath).exists()
-    fast = started_cpu_s(kafka.prepare(tmp_path / "fast", free_ports(1)[0], classpath))
+    fast = started_cpu_s(kafka.prepare(tmp_path / "fast", free_ports(1)[0], credential(tmp_path), classpath))
     monkeypatch.setenv("TUNELOOP_CACHE", "/proc/nothing-can-be-written-here")
     notes: list[str] = []
-    slow = started_cpu_s(kafka.prepare(tmp_path / "slow", free_ports(1)[0], classpath, on_note=notes.append))
+    slow = started_cpu_s(kafka.prepare(tmp_path / "slow", free_ports(1)[0], credential(tmp_path), classpath, on_note=notes.append))
     assert "starts as it is" in notes[-1] and fast < 0.8 * slow
 
 
 def test_it_serves_and_keeps_everything_through_kill_9(tmp_path, classpath, spawned) -> None:
     first = start(tmp_path, classpath, spawned)
-    admin = AdminClient({"bootstrap.servers": first.bootstrap})
+    admin = streams_kafka.admin(first.bootstrap)
     admin.create_topics([NewTopic("numbers", 1, 1)])["numbers"].result(30)
     produce(first.bootstrap, range(100))
     assert consume(first.bootstrap, 100) == list(range(100))
     written = (tmp_path / "server.properties").stat().st_mtime_ns
-    assert kafka.prepare(tmp_path, int(first.bootstrap.split(":")[1]), classpath) == first
+    assert kafka.prepare(tmp_path, int(first.bootstrap.split(":")[1]), credential(tmp_path), classpath) == first
     assert (tmp_path / "server.properties").stat().st_mtime_ns == written, "a running broker's files stay"
     listening = psutil.Process(spawned[-1].pid).net_connections("inet")
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
@@ -124,7 +126,7 @@ def test_it_serves_and_keeps_everything_through_kill_9(tmp_path, classpath, spaw
 
 def test_a_kill_while_it_starts_after_a_kill_costs_no_second_wait(tmp_path, classpath, spawned) -> None:
     first = start(tmp_path, classpath, spawned)
-    admin = AdminClient({"bootstrap.servers": first.bootstrap})
+    admin = streams_kafka.admin(first.bootstrap)
     admin.create_topics([NewTopic("numbers", 1, 1)])["numbers"].result(30)
     produce(first.bootstrap, range(100))
     assert is_fenced(tmp_path) is False
@@ -147,7 +149,7 @@ def test_a_taken_port_is_named(tmp_path, classpath) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(LocalPartError, match=f"Port {port} .* in use"):
-            kafka.prepare(tmp_path, port, classpath)
+            kafka.prepare(tmp_path, port, credential(tmp_path), classpath)
 
 
 def test_nobody_there_is_not_ready() -> None:

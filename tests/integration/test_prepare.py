@@ -47,7 +47,7 @@ class Bench:
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
 
     def submit(self, *bodies: bytes | dict[str, Any], partition: int = PARTITION, key: bytes = b"", **settings: int) -> None:
-        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 0, **settings})
+        producer = Producer({**kafka.client_settings(self.bootstrap), "linger.ms": 0, **settings})
         for body in bodies:
             value = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
             producer.produce(RAW, value, key=key or fresh("record").encode(), partition=partition)
@@ -179,7 +179,7 @@ def test_who_writes_under_one_key_is_capped_whatever_subjects_they_name(bench) -
 
 
 def test_a_tombstone_makes_neither_row_nor_letter(bench) -> None:
-    producer = Producer({"bootstrap.servers": bench.bootstrap})
+    producer = Producer({**kafka.client_settings(bench.bootstrap)})
     producer.produce(RAW, None, key=b"forgotten", partition=PARTITION)
     producer.flush(10)
     assert bench.prepared() == [] and bench.dead() == []
