@@ -27,8 +27,8 @@ _HEADERS: dict[str, str] = {
     "ce_id": "What this event is called; the same again on a replay.",
     "ce_type": "The event's name; one of the channel's.",
     "ce_source": "Who says it, such as `tuneloop/gate`.",
-    "ce_time": "When it happened: RFC 3339 with an offset. The record's timestamp counts without it, and where it is over an "
-    "hour ahead of that; applications date back 30 days at most.",
+    "ce_time": "When it happened: RFC 3339 with an offset. The record's timestamp counts without it, and where it is "
+    "over an hour ahead of that; applications date back 30 days at most.",
     "ce_dataschema": "The JSON Schema that the body was written under.",
     "content-type": "application/json.",
     "ce_subject": "What it is about: model@version, shard, job. Never a person.",
