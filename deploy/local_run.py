@@ -12,8 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from deploy.addresses import addresses, choose_ports, identity_secret, metrics_port
+from deploy.clickhouse_login import login_variables, passwords_folder, writer
 from deploy.local import kafka as local_kafka
 from deploy.local import supervise
+from deploy.local.clickhouse_access import make_passwords
 from deploy.local.errors import LocalPartError
 from deploy.local.supervise import Process, State
 from deploy.local.supervised import read_spec
@@ -42,6 +44,8 @@ def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s
     check_given(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     identity_secret(settings)
+    if not settings.clickhouse_url:
+        make_passwords(passwords_folder(settings))
     supervise.start(settings.data, processes(settings, on_note), on_state, timeout_s)
 
 
@@ -57,11 +61,11 @@ def check_given(settings: Settings) -> None:
         from clickhouse_connect.driver.exceptions import ClickHouseError
 
         try:
-            connect(url, timeout_s=3)
+            connect(url, timeout_s=3, login=writer(settings))
         except ClickHouseError as error:
             raise LocalPartError(
-                f"no ClickHouse answers at clickhouse_url = {url}: start it, correct the address, "
-                "or leave it empty for a local one"
+                f"no ClickHouse answers at clickhouse_url = {url}: start it, correct the address or clickhouse_user "
+                f"and clickhouse_password_file, or leave it empty for a local one ({str(error).splitlines()[0]})"
             ) from error
 
 
@@ -76,7 +80,8 @@ def processes(settings: Settings, on_note: Note = lambda _: None) -> list[Proces
         local.append(Process("kafka", broker.argv, broker.env, ready=f"kafka:{broker.bootstrap}"))
     if not settings.clickhouse_url:
         folder, port = settings.data / "clickhouse", ports["clickhouse"]
-        argv = (sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder), "--port", str(port))
+        argv = (sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder), "--port", str(port),
+                "--passwords", str(passwords_folder(settings)))  # fmt: skip
         local.append(Process("clickhouse", argv, _environment(settings), ready=f"http:http://127.0.0.1:{port}/ping"))
     names = [process.name for process in local]
     return [*local, *(_consumer(settings, name, names, metrics_port(ports, name)) for name in CONSUMERS)]
@@ -102,6 +107,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**QUIET, "PYTHONPATH": path}
     environment |= {f"{PREFIX}{name.upper()}": as_text(getattr(settings, name)) for name in SCALARS}
+    environment |= login_variables(settings)
     environment[f"{PREFIX}DATA_DIR"] = str(settings.data)
     if settings.file:
         environment[f"{PREFIX}CONFIG"] = settings.file

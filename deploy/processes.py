@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from deploy import settings as settings_module
 from deploy.addresses import addresses, identity_secret
+from deploy.clickhouse_login import use_clickhouse_credentials
 from deploy.settings import Settings
 from streams import kafka, metrics, watchdog
 from streams.dead_letters import Budget
@@ -38,6 +39,7 @@ def run(name: str, settings: Settings) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    use_clickhouse_credentials(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -49,15 +49,20 @@ class Context:
 
         return ArtifactStore(self.settings.artifact_root)
 
-    def clickhouse(self) -> Client:
+    def clickhouse(self, writes: bool = True) -> Client:
+        """A client for the writer or the analyst. Raises `CommandError`."""
         from clickhouse_connect.driver.exceptions import ClickHouseError
 
+        from deploy.clickhouse_login import analyst, use_clickhouse_credentials, writer
         from streams.clickhouse import connect
 
-        url = self.addresses.clickhouse
+        settings, url = self.settings, self.addresses.clickhouse
+        use_clickhouse_credentials(settings)
         try:
-            return connect(url, timeout_s=5)
+            return connect(url, timeout_s=5, login=writer(settings) if writes else analyst(settings))
         except ClickHouseError as error:
+            if getattr(error, "code", None) is not None:  # it answered, and not as hoped
+                raise
             raise CommandError(f"ClickHouse does not answer at {url}: is it up? (`tuneloop status`)") from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -17,7 +18,7 @@ from schemas.identity import partition_of, uuid7_hex
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, all_topics
 from streams import kafka, sink
-from streams.clickhouse import connect, rows
+from streams.clickhouse import PASSWORD_FILE_VARIABLE, USER_VARIABLE, connect, rows
 from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
 from streams.monitor.measure import note_policies
 from streams.monitor.migrate import migrate
@@ -49,13 +50,16 @@ def containers() -> Iterator[tuple[str, str]]:
         stack.enter_context(broker)
         stack.enter_context(server)
         address = f"{server.get_container_host_ip()}:{server.get_exposed_port(8123)}"
-        yield broker.get_bootstrap_server(), f"http://{USER}:{PASSWORD}@{address}"
+        yield broker.get_bootstrap_server(), f"http://{address}"
 
 
 @pytest.fixture(params=["local", pytest.param("containers", marks=pytest.mark.slow)])
-def parts(request: pytest.FixtureRequest) -> tuple[str, str]:
+def parts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     if request.param == "containers":
         given: tuple[str, str] = request.getfixturevalue("containers")
+        (tmp_path / "password").write_text(PASSWORD)
+        monkeypatch.setenv(USER_VARIABLE, USER)
+        monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(tmp_path / "password"))
         return given
     return request.getfixturevalue("kafka_bootstrap"), request.getfixturevalue("clickhouse_url")
 

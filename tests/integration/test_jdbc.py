@@ -13,6 +13,7 @@ import pytest
 
 from deploy.local import jars
 from deploy.local.errors import LocalPartError
+from streams.clickhouse import credentials
 from tests.integration import jdbc_session
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,8 @@ def told(clickhouse_url: str) -> dict[str, Any]:
     except LocalPartError as error:
         pytest.skip(str(error))
     url = clickhouse_url.replace("http://", "jdbc:clickhouse://")
-    command = [sys.executable, jdbc_session.__file__, url, *map(str, driver)]
+    who = credentials()
+    command = [sys.executable, jdbc_session.__file__, url, who.user, who.password_file, *map(str, driver)]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
         check=False,
