@@ -35,7 +35,8 @@ def connect(
     try:
         password = password_of(login.password_file)
     except OSError as error:
-        raise CommandError(f"no password at {login.password_file} ({error.strerror}): `tuneloop up` makes it") from error
+        missing = f"no password at {login.password_file} ({error.strerror}): `tuneloop up` makes it"
+        raise CommandError(missing) from error
     shown = password if show else None
     access = Access(context.addresses.clickhouse, login.user or "default", login.password_file, shown)
     print(SNIPPETS[client](access), end="")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from deploy.local.clickhouse_error import EngineError, denied
@@ -18,6 +19,17 @@ from deploy.local.errors import LocalPartError
 # Of a statement that the engine parsed, but cannot write as JSON. A statement's own text stands in errors too: hence ^.
 _UNWRITTEN = re.compile(r"^Code: 36\. DB::Exception: AST node of type .* does not support JSON serialization")
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f"})
+
+
+def forget_unused_default(directory: Path) -> None:
+    """Before the engine opens `directory`: takes out the note of a `default` in which no table was ever made.
+
+    chdb gives such a one another id at each start, and then does not find the one that is noted. The link is made with
+    the first table.
+    """
+    metadata = directory / "metadata"
+    if not (metadata / "default").is_symlink():
+        (metadata / "default.sql").unlink(missing_ok=True)
 
 
 def make_default_plain(anchor: Any) -> None:

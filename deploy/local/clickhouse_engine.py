@@ -20,7 +20,7 @@ from typing import Any
 
 import chdb
 
-from deploy.local.clickhouse_check import bounded, check, decoded, lines, make_default_plain
+from deploy.local.clickhouse_check import bounded, check, decoded, forget_unused_default, lines, make_default_plain
 from deploy.local.clickhouse_error import EngineError
 from deploy.local.clickhouse_rules import Rules, check_setting
 from deploy.local.clickhouse_sql import Statement
@@ -80,6 +80,7 @@ class Engine:
     def __init__(self, directory: Path, limits: Limits = Limits()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = str(directory.absolute())
+        forget_unused_default(directory)
         self._anchor = chdb.connect(self._path)  # keeps the engine alive between requests
         make_default_plain(self._anchor)
         self._sessions: dict[str, _Session] = {}

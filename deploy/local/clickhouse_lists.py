@@ -70,10 +70,22 @@ REFUSED_SYSTEM_TABLES = frozenset(
         *("jemalloc_profile_text", "jemalloc_sampled_allocations", "fail_points", "disks", "iceberg_files"),
     }
 )
-# By the words of its name: a setting that changes the language, gives rights, holds an expression, or names a file,
-# a disk, an address or a program. A few harmless ones are refused with them.
+# Settings by how their names begin: of queries, of formats, of MergeTree tables.
+SETTINGS = re.compile(
+    r"max_|min_|(input|output)_format_|format_(csv|tsv|json|regexp|custom|binary|display|geojson)|date_time_|join_|any_join"
+    r"|group_by_|optimize_|merge_tree_|query_plan_|query_cache_|enable_|use_|allow_(experimental|suspicious|non)"
+    r"|insert_|async_insert|wait_|alter_|mutations_|replication_alter|lightweight_|apply_|session_timezone$|extremes$"
+    r"|final$|limit$|offset$|short_circuit_|cast_|transform_null_in$|union_|intersect_|except_|prefer_|partial_|totals_"
+    r"|count_|distinct_|data_type_|low_cardinality_|flatten_|asterisk_|empty_result|aggregate_|compile_|convert_"
+    r"|decimal_|timeout_|priority$|interactive_delay$|send_(progress|timeout)|receive_timeout$|log_|throw_|function_|bool_"
+    r"|interval_|(result|read|sort|set|transfer)_overflow_mode$|cross_|materialize|regexp_|rewrite_|describe_|text_|h3"
+    r"|formatdatetime_|parsedatetime_|precise_|force_|read_|load_|exact_|fsync_|compatibility$|http_wait|deduplicate"
+    r"|old_parts_|cleanup_|finished_mutations_|index_|ttl_|merge_|parts_to_|number_of_|deduplicat|assign_|check_"
+)
+# Of those, by the words of a name: what changes the language, gives rights, holds an expression, or names a file, a
+# disk, an address or a program. A few harmless ones are refused with them.
 REFUSED_SETTINGS = re.compile(
-    r"(^|_)(dialect|readonly|profile|ddl|introspection|implicit|additional|custom|registry|template|format_schema"
+    r"(^|_)(dialect|readonly|profile|ddl|introspection|implicit|additional|custom|registry|template|format_schema|fuzzer"
     r"|cluster|remote|distributed|replicas?|s3\w*|azure|hdfs|url|uri|paths?|files?|filesystem|disks?|storage"
     r"|credentials?|collections?|ai|python|udf|webassembly|keeper|zookeeper|shadow|headers?|security|roles?"
     r"|interpret_expressions)(_|$)"

@@ -43,7 +43,7 @@ def check_tree(tree: Node, params: Mapping[str, str], rules: Rules) -> None:
         kind = node.get("type", "")
         if kind.endswith("Query") and kind != "SetQuery":
             _check_verb(node, rules)
-        _check_keys(node, rules)
+        _check_keys(node, rules, of_explain=parent.get("type") == "ExplainQuery")
         check = _CHECKS.get(kind)
         if check:
             check(node, key, parent, rules)
@@ -82,7 +82,7 @@ ONLY_READS = (
 )
 
 
-def _check_keys(node: Node, rules: Rules) -> None:
+def _check_keys(node: Node, rules: Rules, of_explain: bool) -> None:
     """What any node may carry: a file, a cluster, a form of ATTACH, settings."""
     for key, name in (("out_file", "OUTFILE"), ("infile", "INFILE"), ("cluster", "CLUSTER")):
         if node.get(key) and (rules.reads_only or name.lower() not in rules.sources):
@@ -91,6 +91,8 @@ def _check_keys(node: Node, rules: Rules) -> None:
         raise rules.refused("the statement", "ATTACH")
     if "func_name" in node:  # APPLY(name)
         _check_function_name(str(node["func_name"]), rules)
+    if of_explain and node.get("type") == "SetQuery":
+        return  # EXPLAIN header = 1: options of EXPLAIN alone
     for change in node.get("changes") or ():
         check_setting(str(change.get("name")), change.get("value"), rules)
     for name in node.get("default_settings") or ():
@@ -102,7 +104,9 @@ def check_setting(name: str, value: Any, rules: Rules) -> None:
     lower = name.lower()
     if lower in rules.bounds:
         _check_bound(lower, value, rules.bounds[lower])
-    elif lists.REFUSED_SETTINGS.search(lower) and lower not in rules.sources:
+    elif lower not in rules.sources and (
+        not lists.SETTINGS.match(lower) or lists.REFUSED_SETTINGS.search(lower)
+    ):
         raise rules.refused("the setting", name)
     elif rules.bounds and lists.REFUSED_TO_READERS.search(lower):
         raise denied(f"the setting {name!r} is not a reader's to change")
