@@ -32,6 +32,7 @@ def make_passwords(folder: Path) -> None:
         path = folder / user
         if not path.exists():
             staged = folder / f"{user}.{os.getpid()}"
+            staged.unlink(missing_ok=True)  # of an earlier process of this number, cut off here
             descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_urlsafe(32))
@@ -50,11 +51,13 @@ def _password(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise LocalPartError(f"no password at {path} ({error.strerror}): `tuneloop up` makes it") from None
-    with os.fdopen(descriptor) as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise LocalPartError(f"{path} belongs to somebody else or is open to others: `chmod 600` it, or remove it")
-        password = file.read(1_000).strip()
+        password = os.read(descriptor, 1_000).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
     if len(password) < _SHORTEST:
         raise LocalPartError(f"{path} has under {_SHORTEST} characters: remove it, and `tuneloop up` makes another")
     return password

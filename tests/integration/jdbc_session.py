@@ -1,4 +1,4 @@
-"""ClickHouse's own JDBC driver at work, in a process of its own: `python jdbc_session.py URL USER PASSWORD_FILE JAR...`.
+"""ClickHouse's own JDBC driver at work, in a process of its own: `python jdbc_session.py URL USER PASSWORD_FILE [--ask SQL] JAR...`.
 
 Prints one JSON object: what each step below was told. A Java virtual machine cannot leave the process that started
 it, hence the process; the driver is used as a Java program would, through java.sql alone.
@@ -156,8 +156,13 @@ def opened(url: str, properties: Mapping[str, str]) -> Any:
 
 def main() -> None:
     url, user, password_file, *jars = sys.argv[1:]
-    start_java(jars)
+    start_java([jar for jar in jars if jar.endswith(".jar")])
     login = {"user": user, "password": Path(password_file).read_text()}
+    if jars[0] == "--ask":
+        with opened(url, login) as connection:
+            connection.createStatement().executeQuery(jars[1])
+            print(json.dumps({"user": str(connection.getMetaData().getUserName())}))
+        return
     told: dict[str, Any] = {}
     with opened(url, login) as connection:
         told |= {step.__name__: step(connection) for step in STEPS}

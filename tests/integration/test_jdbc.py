@@ -22,16 +22,21 @@ VERSION = "0.9.9"
 DRIVER = (f"com.clickhouse:clickhouse-jdbc:{VERSION}:all", "org.slf4j:slf4j-api:2.0.17", "org.slf4j:slf4j-nop:2.0.17")
 
 
+def driver_jars() -> list[str]:
+    """The driver's files; skips where they cannot be had."""
+    try:
+        return [str(jar) for jar in jars.fetch(f"clickhouse-jdbc-{VERSION}", None, DRIVER, lambda note: None)]
+    except LocalPartError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def told(clickhouse_url: str) -> dict[str, Any]:
     """What the driver was told, step by step (`jdbc_session`)."""
-    try:
-        driver = jars.fetch(f"clickhouse-jdbc-{VERSION}", None, DRIVER, lambda note: None)
-    except LocalPartError as error:
-        pytest.skip(str(error))
+    driver = driver_jars()
     url = clickhouse_url.replace("http://", "jdbc:clickhouse://")
     who = credentials()
-    command = [sys.executable, jdbc_session.__file__, url, who.user, who.password_file, *map(str, driver)]
+    command = [sys.executable, jdbc_session.__file__, url, who.user, who.password_file, *driver]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
         check=False,
