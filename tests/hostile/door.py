@@ -61,8 +61,9 @@ class Door:
         return [*held, *files, sorted(os.listdir())]
 
     def fill(self, statement: str) -> str:
-        """A statement with the paths of this door: OUT would be a new file, IN is one that holds SECRET."""
-        return statement.replace("OUT", str(self.outside / "written")).replace("IN_FILE", str(self.outside / "secret.csv"))
+        """A statement with the paths of this door: NEW_FILE would be a new file, IN is one that holds SECRET."""
+        statement = statement.replace("NEW_FILE", str(self.outside / "written"))
+        return statement.replace("IN_FILE", str(self.outside / "secret.csv"))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Statements that must not be carried out, for whoever sends them, and those that a reader must not send.
 
-OUT stands for a path to write to, IN_FILE for a file with a secret.
+NEW_FILE stands for a path to write to, IN_FILE for a file with a secret.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ AUDITED = (
     "SELECT 1; DROP DATABASE tuneloop",
     "SELECT 1; INSERT INTO tuneloop.kept VALUES (9, 'nine')",
     "WITH 1 AS x INSERT INTO FUNCTION url('http://127.0.0.1:1/', 'CSV', 'a UInt8') SELECT x",
-    "WITH 'x' AS x INSERT INTO FUNCTION file('OUT', 'CSV', 'a String') SELECT x",
-    "SELECT 'x' INTO OUTFILE 'OUT'",
-    "SELECT 'x' INTO OUTFILE 'OUT' APPEND",
+    "WITH 'x' AS x INSERT INTO FUNCTION file('NEW_FILE', 'CSV', 'a String') SELECT x",
+    "SELECT 'x' INTO OUTFILE 'NEW_FILE'",
+    "SELECT 'x' INTO OUTFILE 'NEW_FILE' APPEND",
     "(SELECT 1); TRUNCATE TABLE tuneloop.kept",
     "SET max_threads=1; DROP TABLE tuneloop.kept",
-    "INSERT INTO FUNCTION file('OUT', 'CSV', 'a String') SELECT 'x'",
+    "INSERT INTO FUNCTION file('NEW_FILE', 'CSV', 'a String') SELECT 'x'",
     "SELECT * FROM file('/proc/self/environ', 'RawBLOB')",
     "SELECT file('/proc/self/environ')",
 )
@@ -90,9 +90,9 @@ REACH_OUT = (
 )
 # The writer's password does not open these either.
 WRITE_OUT = (
-    "INSERT INTO FUNCTION `file`('OUT', 'CSV', 'a String') SELECT 'x'",
-    "INSERT INTO TABLE FUNCTION FILE /**/ ('OUT', 'CSV', 'a String') VALUES ('x')",
-    "INSERT INTO FUNCTION file('OUT', 'CSV', 'a String') FORMAT CSV\nx\n",
+    "INSERT INTO FUNCTION `file`('NEW_FILE', 'CSV', 'a String') SELECT 'x'",
+    "INSERT INTO TABLE FUNCTION FILE /**/ ('NEW_FILE', 'CSV', 'a String') VALUES ('x')",
+    "INSERT INTO FUNCTION file('NEW_FILE', 'CSV', 'a String') FORMAT CSV\nx\n",
     "INSERT INTO tuneloop.kept FROM INFILE 'IN_FILE' FORMAT CSV",
     "INSERT INTO tuneloop.kept VALUES (3, file('IN_FILE'))",
     "INSERT INTO tuneloop.kept VALUES (3, `file`/**/('IN_FILE'))",
@@ -102,16 +102,16 @@ WRITE_OUT = (
     "INSERT INTO tuneloop.kept VALUES (3, 'x'); DROP TABLE tuneloop.kept",
     "INSERT INTO tuneloop.kept SELECT 3, file('IN_FILE')",
     "INSERT INTO tuneloop.kept SELECT 3, * FROM input('a String DEFAULT file(''IN_FILE'')') FORMAT CSV\n\n",
-    "INSERT INTO tuneloop.kept SELECT 3, 'x' INTO OUTFILE 'OUT'",
-    "CREATE TABLE tuneloop.t (a String) ENGINE = File(CSV, 'OUT')",
-    "CREATE TABLE tuneloop.t (a String) ENGINE = `File`(CSV, 'OUT')",
+    "INSERT INTO tuneloop.kept SELECT 3, 'x' INTO OUTFILE 'NEW_FILE'",
+    "CREATE TABLE tuneloop.t (a String) ENGINE = File(CSV, 'NEW_FILE')",
+    "CREATE TABLE tuneloop.t (a String) ENGINE = `File`(CSV, 'NEW_FILE')",
     "CREATE TABLE tuneloop.t AS file('IN_FILE')",
     "CREATE TABLE tuneloop.t ENGINE = Memory AS SELECT * FROM file('IN_FILE')",
     "CREATE TABLE tuneloop.t (a String, b String DEFAULT file('IN_FILE')) ENGINE = Memory",
-    "CREATE TABLE tuneloop.t (a String) ENGINE = MergeTree ORDER BY a SETTINGS disk = disk(type = local, path = 'OUT/')",
-    "CREATE TABLE tuneloop.t (a String) ENGINE = EmbeddedRocksDB(0, 'OUT') PRIMARY KEY a",
+    "CREATE TABLE tuneloop.t (a String) ENGINE = MergeTree ORDER BY a SETTINGS disk = disk(type = local, path = 'NEW_FILE/')",
+    "CREATE TABLE tuneloop.t (a String) ENGINE = EmbeddedRocksDB(0, 'NEW_FILE') PRIMARY KEY a",
     "CREATE VIEW tuneloop.v AS SELECT file('IN_FILE')",
-    "CREATE MATERIALIZED VIEW tuneloop.v ENGINE = File(CSV, 'OUT') AS SELECT n FROM tuneloop.kept",
+    "CREATE MATERIALIZED VIEW tuneloop.v ENGINE = File(CSV, 'NEW_FILE') AS SELECT n FROM tuneloop.kept",
     "CREATE DICTIONARY tuneloop.d (a UInt64) PRIMARY KEY a SOURCE(FILE(PATH 'IN_FILE' FORMAT 'CSV')) "
     "LAYOUT(FLAT()) LIFETIME(1)",
     "CREATE DICTIONARY tuneloop.d (a UInt64) PRIMARY KEY a SOURCE(EXECUTABLE(COMMAND 'cat IN_FILE' FORMAT 'CSV')) "
@@ -125,10 +125,10 @@ WRITE_OUT = (
     "ALTER TABLE tuneloop.kept ADD COLUMN c String DEFAULT file('IN_FILE')",
     "ALTER TABLE tuneloop.kept FREEZE",
     "ALTER TABLE tuneloop.kept FETCH PARTITION tuple() FROM '/x'",
-    "ATTACH TABLE tuneloop.t FROM 'OUT' (a String) ENGINE = Memory",
+    "ATTACH TABLE tuneloop.t FROM 'NEW_FILE' (a String) ENGINE = Memory",
     "DETACH TABLE tuneloop.kept",
     "DETACH DATABASE tuneloop PERMANENTLY",
-    "BACKUP TABLE tuneloop.kept TO File('OUT')",
+    "BACKUP TABLE tuneloop.kept TO File('NEW_FILE')",
     "BACKUP DATABASE tuneloop TO Disk('default', 'x')",
     "RESTORE TABLE tuneloop.kept FROM File('IN_FILE')",
     "SYSTEM RELOAD CONFIG",
@@ -141,7 +141,7 @@ WRITE_OUT = (
     "DESCRIBE TABLE tuneloop.kept PARALLEL WITH DROP TABLE tuneloop.kept",
     "SHOW TABLES; DROP TABLE tuneloop.kept",
     "SHOW FUNCTIONS LIKE 'AST node of type x does not support JSON serialization'; DROP TABLE tuneloop.kept",
-    "SHOW CREATE TABLE tuneloop.kept INTO OUTFILE 'OUT'",
+    "SHOW CREATE TABLE tuneloop.kept INTO OUTFILE 'NEW_FILE'",
     "EXPLAIN AST SELECT 1; DROP TABLE tuneloop.kept",
     "DROP TABLE tuneloop.kept; SELECT 1",
     "SELECT 1 \x00; DROP TABLE tuneloop.kept",

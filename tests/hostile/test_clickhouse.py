@@ -111,7 +111,6 @@ def test_each_table_function_of_the_engine_is_refused_or_listed(at: Door, user: 
         for sql in (
             f"SELECT * FROM {quoted}{of}", f"SELECT * FROM {upper}{of}", f"SELECT * FROM {commented}{of}",
             f"SELECT 1 WHERE 1 IN (WITH q AS (SELECT * FROM ((SELECT * FROM {nested}{of}))) SELECT 1 FROM q)",
-            f"SELECT 1 IN {quoted}('x')", f"DESCRIBE TABLE {quoted}{of}",
         ):  # fmt: skip
             code, said = at.run(sql, user)
             if name.lower() in TABLE_FUNCTIONS:
@@ -135,8 +134,9 @@ def test_each_engine_is_refused_or_listed(at: Door) -> None:
             code, said = at.run(sql)
             if name.lower() not in TABLE_ENGINES:
                 assert code == 497, f"{sql}: {code} {said[:100]}"
-            assert at.run(sql, ANALYST)[0] == 164
-            at.run("DROP TABLE IF EXISTS tuneloop.t SYNC")
+            elif not code:
+                at.run("DROP TABLE tuneloop.t SYNC")
+        assert at.run(sql, ANALYST)[0] == 164
     for name in listed(at, "database_engines"):
         if name.lower() not in DATABASE_ENGINES:
             assert at.run(f"CREATE DATABASE other ENGINE = `{name}`('x')")[0] == 497, name
