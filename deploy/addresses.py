@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from deploy.clickhouse_login import login_variables
 from deploy.local.folders import own_folder
 from deploy.local.ports import free_ports, port_free
 from deploy.local.secret_files import make_secret
@@ -71,6 +72,7 @@ def credentials(settings: Settings) -> dict[str, str]:
     config = kafka_config(settings)
     return {
         kafka_security.VARIABLE: str(config or ""),
+        **login_variables(settings),
         f"{PREFIX}IDENTITY_SECRET_FILE": str(settings.secret_file.absolute()),
     }
 

@@ -22,8 +22,10 @@ from deploy.addresses import (
     metrics_port,
     use_credentials,
 )
+from deploy.clickhouse_login import passwords_folder, writer
 from deploy.local import kafka as local_kafka
 from deploy.local import supervise
+from deploy.local.clickhouse_access import make_passwords
 from deploy.local.errors import LocalPartError
 from deploy.local.folders import data_folder, import_environment
 from deploy.local.supervise import Process, State
@@ -56,6 +58,8 @@ def up(settings: Settings, on_state: supervise.OnState, on_note: Note, timeout_s
     check_given(settings)
     make_identity_secret(settings)
     identity_secret(settings)
+    if not settings.clickhouse_url:
+        make_passwords(passwords_folder(settings))
     supervise.start(settings.data, processes(settings, on_note), on_state, timeout_s)
 
 
@@ -71,11 +75,11 @@ def check_given(settings: Settings) -> None:
         from clickhouse_connect.driver.exceptions import ClickHouseError
 
         try:
-            connect(url, timeout_s=3)
+            connect(url, timeout_s=3, login=writer(settings))
         except ClickHouseError as error:
             raise LocalPartError(
-                f"no ClickHouse answers at clickhouse_url = {shown(url)}: start it, correct the address, "
-                "or leave it empty for a local one"
+                f"no ClickHouse answers at clickhouse_url = {shown(url)}: start it, correct the address or clickhouse_user "
+                f"and clickhouse_password_file, or leave it empty for a local one ({str(error).splitlines()[0]})"
             ) from error
 
 
@@ -92,7 +96,8 @@ def processes(settings: Settings, on_note: Note = lambda _: None) -> list[Proces
         local.append(Process("kafka", broker.argv, broker.env, ready=f"kafka:{broker.bootstrap}"))
     if not settings.clickhouse_url:
         folder, port = settings.data / "clickhouse", ports["clickhouse"]
-        argv = (sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder), "--port", str(port))
+        argv = (sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder), "--port", str(port),
+                "--passwords", str(passwords_folder(settings)))  # fmt: skip
         local.append(Process("clickhouse", argv, _environment(settings), ready=f"http:http://127.0.0.1:{port}/ping"))
     names = [process.name for process in local]
     return [*local, *(_consumer(settings, name, names, metrics_port(ports, name)) for name in CONSUMERS)]

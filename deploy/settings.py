@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -79,6 +80,12 @@ class Settings:
             origin = self.sources.get("join_wait_days", "the default")
             raise SettingsError(
                 f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
+            )
+        if "@" in urlsplit(self.clickhouse_url).netloc:
+            origin = self.sources.get("clickhouse_url", "the default")
+            raise SettingsError(
+                f"clickhouse_url (from {origin}): no user or password in an address, which is shown and logged: put "
+                "them into clickhouse_user and a file that clickhouse_password_file names"
             )
         if not 0 <= self.max_refused <= MOST_REFUSED:
             origin = self.sources.get("max_refused", "the default")

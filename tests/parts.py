@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 
 from deploy.local import kafka as local_kafka
+from deploy.local.clickhouse_access import WRITER, make_passwords
 from deploy.local.ports import free_ports
 from streams import kafka, kafka_security
-from streams.clickhouse import connect
+from streams.clickhouse import PASSWORD_FILE_VARIABLE, USER_VARIABLE, connect, credentials
 from streams.monitor.migrate import migrate
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def clickhouse(folder: Path) -> Iterator[str]:
     """URL of a ClickHouse that has every migration applied."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_ports(1)[0]
-    command = [sys.executable, "-m", "deploy.local.clickhouse", "--data", str(folder / "data"), "--port", str(port)]
+    command = clickhouse_command(folder / "data", port, clickhouse_passwords(folder / "passwords"))
     with (folder / "out").open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
     url = f"http://127.0.0.1:{port}"
@@ -60,6 +61,23 @@ def clickhouse(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def clickhouse_command(data: Path, port: int, passwords: Path) -> list[str]:
+    """How a ClickHouse is started on this machine."""
+    options = {"--data": data, "--port": port, "--passwords": passwords}
+    words = [str(word) for option in options.items() for word in option]
+    return [sys.executable, "-m", "deploy.local.clickhouse", *words]
+
+
+def clickhouse_passwords(folder: Path) -> Path:
+    """The folder of the users' passwords: one for every ClickHouse of a run, whose writer the environment names."""
+    known = credentials()
+    if known.user == WRITER and Path(known.password_file).is_file():
+        return Path(known.password_file).parent
+    make_passwords(folder)
+    os.environ.update({USER_VARIABLE: WRITER, PASSWORD_FILE_VARIABLE: str(folder / WRITER)})
+    return folder
 
 
 def _answers(url: str) -> bool:

@@ -57,15 +57,19 @@ class Context:
             data_folder(settings.data)
         return open_store(*settings.artifact_place)
 
-    def clickhouse(self) -> Client:
+    def clickhouse(self, writes: bool = True) -> Client:
+        """A client for the writer or the analyst. Raises `CommandError`."""
         from clickhouse_connect.driver.exceptions import ClickHouseError
 
+        from deploy.clickhouse_login import analyst, writer
         from streams.clickhouse import connect
 
-        url = self.addresses.clickhouse
+        settings, url = self.settings, self.addresses.clickhouse
         try:
-            return connect(url, timeout_s=5)
+            return connect(url, timeout_s=5, login=writer(settings) if writes else analyst(settings))
         except ClickHouseError as error:
+            if getattr(error, "code", None) is not None:  # it answered, and not as hoped
+                raise
             raise CommandError(f"ClickHouse does not answer at {shown(url)}: is it up? (`tuneloop status`)") from error
 
 

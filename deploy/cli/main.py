@@ -21,7 +21,8 @@ from deploy.shown import without_secrets
 
 # In the order of `--help`.
 VERBS = {
-    "lifecycle": ("up", "down", "status", "logs", "run"), "ask": ("sql", "why"), "forget": ("forget",),
+    "lifecycle": ("up", "down", "status", "logs", "run"), "ask": ("sql", "why"), "connect": ("connect",),
+    "forget": ("forget",),
 }  # fmt: skip
 # The first module has the noun's application, which others add to.
 NOUNS = {

@@ -11,6 +11,7 @@ from clickhouse_connect.driver.client import Client
 from rich.table import Table
 
 from deploy.addresses import addresses
+from deploy.clickhouse_login import writer
 from deploy.demo import figures
 from deploy.demo.chart import draw
 from deploy.demo.desk import Desk
@@ -24,7 +25,7 @@ from streams.register import read_registry
 def report(stage: Stage, desk: Desk, memory: PeakMemory, pace: float, out_dir: Path) -> dict[str, Any]:
     """Figures, table, picture and what to try next; returns the figures. Raises `DemoError`."""
     where = addresses(stage.settings)
-    client = connect(where.clickhouse)
+    client = connect(where.clickhouse, login=writer(stage.settings))
     live = figures.live_accuracy(client, MODEL, stage.shift_ms, len(stage.plan.after))
     _compare_with_client(stage, desk, live)
     at = {"shift": stage.shift_ms, **figures.moments(client, MODEL)}

@@ -19,6 +19,7 @@ from rich.progress import Progress, TaskID
 from deploy import local_run
 from deploy.addresses import Addresses, addresses
 from deploy.cli.data import submit
+from deploy.clickhouse_login import writer
 from deploy.demo import figures
 from deploy.demo.desk import Background, Desk
 from deploy.demo.memory import PeakMemory
@@ -48,7 +49,7 @@ def play(stage: Stage, out_dir: Path) -> dict[str, Any]:
 def loop_once(stage: Stage) -> tuple[Desk, float]:
     """All acts on a system that is up; returns the desk and the background client's questions a second."""
     where = addresses(stage.settings)
-    client = connect(where.clickhouse)
+    client = connect(where.clickhouse, login=writer(stage.settings))
     desk = Desk(where.http, MODEL)
     background = Background(desk, [question.text for question in stage.plan.curated])
     background.start()

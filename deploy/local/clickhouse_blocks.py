@@ -12,11 +12,10 @@ from collections.abc import Iterator
 import lz4.block
 from clickhouse_cityhash.cityhash import CityHash128
 
-from deploy.local.clickhouse_engine import EngineError
-from deploy.local.clickhouse_http import zstd
+from deploy.local.clickhouse_error import EngineError, too_large
+from deploy.local.clickhouse_http import MAX_PLAIN_BYTES, zstd
 
 BLOCK_BYTES = 2**20
-LARGEST_BLOCK_BYTES = 2**30
 _LZ4, _ZSTD, _NONE = 0x82, 0x90, 0x02
 _CHECKSUM_BYTES = 16
 _HEAD = struct.Struct("<BII")
@@ -39,20 +38,26 @@ def _block(part: bytes) -> bytes:
     return checksum(whole) + whole
 
 
-def from_blocks(body: bytes) -> bytes:
-    """What a run of blocks holds. Raises EngineError with ClickHouse's codes for one that is cut or damaged."""
-    return b"".join(_parts(body))
+def from_blocks(body: bytes, most: int = MAX_PLAIN_BYTES) -> bytes:
+    """What a run of blocks holds, of at most `most` bytes.
+
+    Raises EngineError with ClickHouse's codes for a block that is cut or damaged, and for more.
+    """
+    return b"".join(_parts(body, most))
 
 
-def _parts(body: bytes) -> Iterator[bytes]:
+def _parts(body: bytes, most: int) -> Iterator[bytes]:
     at = 0
     while at < len(body):
         start = at + _CHECKSUM_BYTES
         if len(body) < start + _HEAD.size:
             raise _broken("it ends within a block's head")
         method, size, whole_size = _HEAD.unpack_from(body, start)
-        if not _HEAD.size <= size <= LARGEST_BLOCK_BYTES or whole_size > LARGEST_BLOCK_BYTES:
+        if size < _HEAD.size:
             raise _broken(f"a block of {size} bytes that holds {whole_size}")
+        most -= whole_size
+        if most < 0:  # said by the block itself, before anything is unpacked
+            raise too_large("The blocks unpack to more than this server takes")
         if len(body) < start + size:
             raise _broken("it ends within a block")
         if checksum(body[start : start + size]) != body[at:start]:
@@ -69,7 +74,7 @@ def _unpacked(method: int, packed: bytes, size: int) -> bytes:
         if method == _LZ4:
             part = lz4.block.decompress(packed, uncompressed_size=size)
         elif method == _ZSTD:
-            part = zstd.decompress(packed)
+            part = zstd.ZstdDecompressor().decompress(packed, size + 1)
         elif method == _NONE:
             part = packed
         else:

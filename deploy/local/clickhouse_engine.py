@@ -1,8 +1,9 @@
 """The ClickHouse engine (chdb) inside this process: runs one statement with its settings and parameters.
 
 Owns the data directory. A fresh engine connection per request costs 0.4 ms and leaves nothing behind (`USE`,
-`SET`, temporary tables); a `session_id` keeps its own connection until it rests for its timeout. Safe to call
-from many threads: a connection is used by one at a time. Leaves HTTP to `clickhouse_http`.
+`SET`, temporary tables); a writer's `session_id` keeps its own connection until it rests for its timeout. Safe to call
+from many threads: a connection is used by one at a time. Before a statement runs the engine parses it, and
+`clickhouse_rules` decides on what it parsed (2 ms). Leaves HTTP to `clickhouse_http`.
 """
 
 from __future__ import annotations
@@ -19,21 +20,16 @@ from typing import Any
 
 import chdb
 
+from deploy.local.clickhouse_check import bounded, check, decoded, forget_unused_default, lines, make_default_plain
+from deploy.local.clickhouse_error import EngineError
+from deploy.local.clickhouse_rules import Rules, check_setting
 from deploy.local.clickhouse_sql import Statement
 
 _CODE = re.compile(r"Code: (\d+)\.")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 DEFAULT_FORMAT = "TabSeparated"
 MAX_SESSION_TIMEOUT_S = 3600.0
-
-
-class EngineError(Exception):
-    """ClickHouse's own error: its code and its text."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
+MAX_SESSIONS = 100
 
 @dataclass(frozen=True)
 class Task:
@@ -46,7 +42,16 @@ class Task:
     params: Mapping[str, str] = field(default_factory=dict)
     session_id: str | None = None
     session_timeout_s: float = 60.0
-    read_only: bool = False
+    reads_only: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader's query may take, and the names that a statement may use beside the lists (`allow_sources`)."""
+
+    seconds: float = 60.0
+    memory_mb: int = 2_000
+    sources: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,29 @@ class _Session:
 class Engine:
     """The engine over one directory; close it once, when no request runs any more."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limits: Limits = Limits()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = str(directory.absolute())
+        forget_unused_default(directory)
         self._anchor = chdb.connect(self._path)  # keeps the engine alive between requests
+        make_default_plain(self._anchor)
         self._sessions: dict[str, _Session] = {}
         self._guard = threading.Lock()
-        self.time_zone = self._anchor.query("SELECT timezone()", "TSVRaw").bytes().decode().strip()
-        self.version = self._anchor.query("SELECT version()", "TSVRaw").bytes().decode().strip()
+        self.time_zone, self.version = lines(self._anchor, "SELECT timezone(), version()")[0].split("\t")
+        known = frozenset(name.lower() for name in lines(self._anchor, "SELECT name FROM system.table_functions"))
+        self._writing = Rules(False, limits.sources, known)
+        bounds = {"max_execution_time": limits.seconds, "max_memory_usage": limits.memory_mb * 1_000_000}
+        self._reading = Rules(True, limits.sources, known, bounds)
 
     def run(self, task: Task) -> Answer:
         """Runs the task to its end. Raises EngineError with ClickHouse's code."""
-        if task.read_only and not task.statement.harmless:
-            raise EngineError(164, _READ_ONLY)
+        rules = self._reading if task.reads_only else self._writing
+        settings = bounded(task.settings, rules)
+        for name, value in settings.items():
+            check_setting(name, value, rules)
         try:
             with self._connection(task) as connection:
-                return _run_on(connection, task)
+                return _run_on(connection, task, settings, rules)
         except RuntimeError as error:  # chdb.ChdbError, and what its bindings raise
             raise _engine_error(error) from error
 
@@ -102,7 +114,7 @@ class Engine:
     @contextmanager
     def _connection(self, task: Task) -> Iterator[Any]:
         self._forget_rested_sessions()
-        if task.session_id is None:
+        if task.session_id is None or task.reads_only:
             connection = chdb.connect(self._path)
             try:
                 yield connection
@@ -122,6 +134,8 @@ class Engine:
     def _session(self, session_id: str) -> _Session:
         with self._guard:
             if session_id not in self._sessions:
+                if len(self._sessions) >= MAX_SESSIONS:
+                    raise EngineError(202, _TOO_MANY_SESSIONS)
                 self._sessions[session_id] = _Session(chdb.connect(self._path), expires_at=float("inf"))
             return self._sessions[session_id]
 
@@ -134,9 +148,9 @@ class Engine:
                     session.connection.close()
 
 
-_READ_ONLY = (
-    "Code: 164. DB::Exception: Cannot execute query in readonly mode. "
-    "A GET request only reads: send what changes something with POST. (READONLY)"
+_TOO_MANY_SESSIONS = (
+    f"Code: 202. DB::Exception: {MAX_SESSIONS} sessions are open: ask without session_id, or give a shorter "
+    "session_timeout. (TOO_MANY_SIMULTANEOUS_QUERIES)"
 )
 
 
@@ -144,11 +158,14 @@ def _locked(session_id: str) -> str:
     return f"Code: 373. DB::Exception: Session {session_id} is locked by a concurrent client. (SESSION_IS_LOCKED)"
 
 
-def _run_on(connection: Any, task: Task) -> Answer:
+def _run_on(connection: Any, task: Task, settings: Mapping[str, str], rules: Rules) -> Answer:
     if task.database:
         connection.query(f"USE {quote_identifier(task.database)}")
-    for name, value in task.settings.items():
+    for name, value in settings.items():
         connection.query(f"SET {_setting_name(name)} = {quote(value)}")
+    check(connection, task.statement, task.params, rules)
+    if rules.reads_only:
+        connection.query("SET readonly = 2")
     if task.statement.data is not None:
         return _insert(connection, task)
     return _query(connection, task)
@@ -156,7 +173,7 @@ def _run_on(connection: Any, task: Task) -> Answer:
 
 def _query(connection: Any, task: Task) -> Answer:
     statement = task.statement
-    result = connection.query(statement.sql.decode(), task.default_format, params=dict(task.params))
+    result = connection.query(decoded(statement.sql), task.default_format, params=dict(task.params))
     shape = (statement.format or task.default_format) if statement.answers else None
     written = 0 if statement.answers else int(result.rows_written() or 0)
     return Answer(
@@ -173,7 +190,7 @@ def _insert(connection: Any, task: Task) -> Answer:
     for name, value in task.params.items():
         connection.query(f"SET param_{_setting_name(name)} = {quote(value)}")
     statement = task.statement
-    inserter = connection.send_insert(statement.sql.decode(), statement.format)
+    inserter = connection.send_insert(decoded(statement.sql), statement.format)
     try:
         if statement.data:
             inserter.append(statement.data)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.parser import BytesParser
 from email.policy import HTTP
+from typing import Any
 
 import lz4.frame
 
-from deploy.local.clickhouse_engine import DEFAULT_FORMAT, Answer, EngineError, Task
+from deploy.local.clickhouse_engine import DEFAULT_FORMAT, Answer, Task
+from deploy.local.clickhouse_error import EngineError, too_large
 from deploy.local.clickhouse_sql import read_statement
 
 try:  # the standard library's from Python 3.14 on
@@ -23,6 +25,9 @@ try:  # the standard library's from Python 3.14 on
 except ImportError:
     from backports import zstd
 
+# A request above one of these is refused, the first before more of it is read.
+MAX_BODY_BYTES = 64 * 2**20
+MAX_PLAIN_BYTES = 256 * 2**20
 _OF_THE_TRANSPORT = frozenset(
     {
         *("query", "database", "default_format", "query_id", "user", "password", "role", "quota_key"),
@@ -38,6 +43,8 @@ _STATUS = {
     **dict.fromkeys((46, 47, 50, 56, 60, 73, 78, 81, 115, 336), 404),
     48: 501,
     159: 408,
+    202: 503,
+    307: 413,
 }
 _CONTENT_TYPES = {
     "JSON": "application/json; charset=UTF-8",
@@ -61,13 +68,19 @@ def read_task(url: Mapping[str, str], body: bytes, default_format: str | None, r
     return Task(
         statement=statement,
         database=url.get("database"),
-        default_format=url.get("default_format") or default_format or DEFAULT_FORMAT,
+        default_format=_format(url.get("default_format") or default_format or DEFAULT_FORMAT),
         settings={k: v for k, v in url.items() if k not in _OF_THE_TRANSPORT and not k.startswith("param_")},
         params={k.removeprefix("param_"): v for k, v in url.items() if k.startswith("param_")},
         session_id=url.get("session_id") or None,
         session_timeout_s=_seconds(url.get("session_timeout", "60")),
-        read_only=reads_only,
+        reads_only=reads_only or url.get("readonly", "0") != "0",
     )
+
+
+def _format(name: str) -> str:
+    if not name.isidentifier():
+        raise EngineError(73, f"Code: 73. DB::Exception: Unknown format {name!r}. (UNKNOWN_FORMAT)")
+    return name
 
 
 def read_form(content_type: str, body: bytes) -> tuple[dict[str, str], bytes]:
@@ -131,26 +144,40 @@ def content_type(shape: str | None) -> str:
     return _CONTENT_TYPES.get(shape or "", "text/plain; charset=UTF-8")
 
 
-def decompress(body: bytes, encoding: str | None) -> bytes:
-    """The body as it was before `Content-Encoding`. Raises EngineError for an unknown or broken encoding."""
+def decompress(body: bytes, encoding: str | None, most: int = MAX_PLAIN_BYTES) -> bytes:
+    """The body as it was before `Content-Encoding`, of at most `most` bytes. Raises EngineError for any other."""
+    name = (encoding or "identity").strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in _DECOMPRESSORS:
+        unknown = f"Unknown Content-Encoding {encoding}: use gzip, lz4 or zstd"
+        raise EngineError(48, f"Code: 48. DB::Exception: {unknown}. (NOT_IMPLEMENTED)")
     try:
-        match (encoding or "identity").strip().lower():
-            case "" | "identity":
-                return body
-            case "gzip" | "x-gzip":
-                return gzip.decompress(body)
-            case "deflate":
-                return zlib.decompress(body)
-            case "lz4":
-                return lz4.frame.decompress(body)
-            case "zstd":
-                return zstd.decompress(body)
+        return b"".join(_inflated(body, _DECOMPRESSORS[name], most))
     except (OSError, EOFError, zlib.error, RuntimeError, zstd.ZstdError) as error:
         raise EngineError(
             354, f"Code: 354. DB::Exception: The body is not {encoding}: {error}. (ZLIB_INFLATE_FAILED)"
         ) from error
-    unknown = f"Unknown Content-Encoding {encoding}: use gzip, lz4 or zstd"
-    raise EngineError(48, f"Code: 48. DB::Exception: {unknown}. (NOT_IMPLEMENTED)")
+
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(31), "x-gzip": lambda: zlib.decompressobj(31), "deflate": zlib.decompressobj,
+    "lz4": lz4.frame.LZ4FrameDecompressor, "zstd": zstd.ZstdDecompressor,
+}  # fmt: skip
+
+
+def _inflated(body: bytes, decompressor: Callable[[], Any], most: int) -> Iterator[bytes]:
+    """The frames of a compressed body, one after the other; none is unpacked beyond the bound."""
+    while body:
+        frame = decompressor()
+        part = frame.decompress(body, most + 1)
+        most -= len(part)
+        if most < 0:
+            raise too_large("The body unpacks to more than this server takes")
+        if not frame.eof:
+            raise EOFError("it is cut off")
+        yield part
+        body = frame.unused_data or b""
 
 
 def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:

@@ -19,14 +19,17 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _READING = {"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK", "FROM"}
-_HARMLESS = _READING - {"CHECK"} | {"USE", "SET"}
-# Before these words of an INSERT no data of a named format follows: it carries its rows or reads them elsewhere.
-_ROWS_WITHIN = {"VALUES", "SELECT", "WITH", "INFILE"}
+# After these words of an INSERT no data follows: it reads its rows elsewhere.
+_ROWS_ELSEWHERE = {"SELECT", "WITH", "INFILE"}
+_TO_ELSEWHERE = {"INTO", "OUTFILE", "PARALLEL", "SETTINGS"}
+_STRING = re.compile(rb"""'(?:[^'\\]|\\.|'')*'""", re.DOTALL)
+# A bracket that opens a row, a tuple or an array follows another bracket, a comma, or nothing: others call something.
+_CALL = re.compile(rb"[^\s(\[{,;)\]}]\s*\(|\bselect\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement. `data` is None unless it is an INSERT with a FORMAT clause; then `sql` ends before FORMAT."""
+    """One statement. `data` is None unless it is an INSERT with VALUES or FORMAT; then `sql` ends before that word."""
 
     verb: str
     sql: bytes
@@ -39,9 +42,22 @@ class Statement:
         return self.verb in _READING or self.verb == "("
 
     @property
-    def harmless(self) -> bool:
-        """True when GET may carry it."""
-        return self.verb in _HARMLESS or self.verb == "("
+    def head(self) -> bytes:
+        """What can be parsed as a statement by itself: without the data."""
+        return self.sql if self.data is None else self.sql + b" FORMAT " + (self.format or "").encode()
+
+    @property
+    def rows_compute(self) -> bool:
+        """True when the data is VALUES of which one may be more than a literal: a call, a query."""
+        if self.data is None or (self.format or "").lower() != "values":
+            return False
+        return _CALL.search(_STRING.sub(b"0", self.data)) is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """True when more follows the semicolon that ends the rows of VALUES."""
+        in_values = self.data is not None and (self.format or "").lower() == "values"
+        return in_values and re.search(rb";\s*\S", _STRING.sub(b"0", self.data or b"")) is not None
 
 
 @dataclass(frozen=True)
@@ -70,11 +86,44 @@ def _read_insert(body: bytes, words: Iterator[_Word]) -> Statement:
         if previous is not None:
             data_at = _skip_line_end(body, word.end)
             return Statement("INSERT", body[: previous.start], word.raw, body[data_at:])
-        if word.text in _ROWS_WITHIN and not word.after_dot_or_into:
+        if word.text == "VALUES" and not word.after_dot_or_into:
+            return Statement("INSERT", body[: word.start], "Values", body[word.end :])
+        if word.text in _ROWS_ELSEWHERE and not word.after_dot_or_into:
             break
         if word.text == "FORMAT" and not word.after_dot_or_into:
             previous = word
     return Statement("INSERT", body)
+
+
+def names_only(sql: bytes) -> bool:
+    """True when nothing but names, words and strings follow the verb, and none of them sends the answer elsewhere."""
+    for token in _tokens(sql.rstrip().removesuffix(b";")):
+        kind, text = token.lastgroup, token.group()
+        if kind in ("open", "close") or (kind == "other" and text not in b".,=%*"):
+            return False
+        if kind == "word" and text.decode().upper() in _TO_ELSEWHERE:
+            return False
+    return True
+
+
+def described(sql: bytes) -> bytes | None:
+    """What a DESCRIBE describes, as a SELECT from it, which has the same names in it; None for another statement."""
+    tokens = [token for token in _tokens(sql) if token.lastgroup != "blank"]
+    words = [token.group().decode().upper() if token.lastgroup == "word" else "" for token in tokens[:2]]
+    if not words or words[0] not in ("DESCRIBE", "DESC"):
+        return None
+    last = tokens[1] if len(tokens) > 2 and words[1] == "TABLE" else tokens[0]
+    return b"SELECT * FROM " + sql[last.end() :]
+
+
+def _tokens(sql: bytes) -> Iterator[re.Match[bytes]]:
+    position = 0
+    while position < len(sql):
+        token = _TOKEN.match(sql, position)
+        if token is None:
+            return
+        position = token.end()
+        yield token
 
 
 def _last_format(words: Iterator[_Word]) -> str | None:
@@ -88,12 +137,8 @@ def _last_format(words: Iterator[_Word]) -> str | None:
 
 def _outer_words(body: bytes) -> Iterator[_Word]:
     """The words outside brackets, quotes and comments, in upper case; an opening bracket first counts as one."""
-    depth, previous, position, seen = 0, b"", 0, False
-    while position < len(body):
-        token = _TOKEN.match(body, position)
-        if token is None:
-            return
-        position = token.end()
+    depth, previous, seen = 0, b"", False
+    for token in _tokens(body):
         kind, text = token.lastgroup, token.group()
         if kind == "blank":
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from schemas.identity import partition_of
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, all_topics
 from streams import kafka, kafka_security, sink
-from streams.clickhouse import connect, rows
+from streams.clickhouse import PASSWORD_FILE_VARIABLE, USER_VARIABLE, connect, rows
 from streams.monitor.land import LANDED_TOPICS, ClickHouseStore
 from streams.monitor.measure import note_policies
 from streams.monitor.migrate import migrate
@@ -49,14 +50,17 @@ def containers() -> Iterator[tuple[str, str]]:
         stack.enter_context(broker)
         stack.enter_context(server)
         address = f"{server.get_container_host_ip()}:{server.get_exposed_port(8123)}"
-        yield broker.get_bootstrap_server(), f"http://{USER}:{PASSWORD}@{address}"
+        yield broker.get_bootstrap_server(), f"http://{address}"
 
 
 @pytest.fixture(params=["local", pytest.param("containers", marks=pytest.mark.slow)])
-def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def parts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     if request.param == "containers":
         monkeypatch.setenv(kafka_security.VARIABLE, "")
         given: tuple[str, str] = request.getfixturevalue("containers")
+        (tmp_path / "password").write_text(PASSWORD)
+        monkeypatch.setenv(USER_VARIABLE, USER)
+        monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(tmp_path / "password"))
         return given
     return request.getfixturevalue("kafka_bootstrap"), request.getfixturevalue("clickhouse_url")
 

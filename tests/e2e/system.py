@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from deploy import settings as settings_module
 from deploy.addresses import Addresses, addresses
 from deploy.cli.output import PlainConsole
+from deploy.clickhouse_login import writer
 from deploy.demo import questions, story
 from deploy.demo.__main__ import write_settings
 from deploy.demo.desk import Desk
@@ -141,7 +142,7 @@ class System:
 
     @property
     def clickhouse(self) -> Client:
-        return connect(self.where.clickhouse)
+        return connect(self.where.clickhouse, login=writer(self.settings))
 
     @cached_property
     def _asked(self) -> Client:

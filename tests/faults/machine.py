@@ -33,7 +33,7 @@ from tests.faults.oracle import Verdict
 from tests.faults.proxy import Proxy
 from tests.faults.slots import PATIENCE_S, Ending, Slot, StuckError, Supervisor, until
 from tests.faults.steps import COPIED, COPY_DEAD, NUMBERS
-from tests.parts import credential
+from tests.parts import clickhouse_command, clickhouse_passwords, credential
 
 GROUPS = {"copy": "copy", "prepare": "prepare", "sink": "monitor", "work": "work"}
 SLOTS = {"copy": 2, "prepare": 1, "sink": 2, "work": 2}
@@ -119,8 +119,8 @@ class Machine:
 
     def _start_clickhouse(self) -> None:
         port = self.clickhouse_url.rpartition(":")[2]
-        data = str(self.folder / "clickhouse")
-        command = [sys.executable, "-m", "deploy.local.clickhouse", "--data", data, "--port", port]
+        passwords = clickhouse_passwords(self.folder / "passwords")  # the environment has them for the consumers
+        command = clickhouse_command(self.folder / "clickhouse", int(port), passwords)
         self.clickhouse = self._slot("clickhouse", command)
         self.clickhouse.start()
         until(self._clickhouse_answers, PATIENCE_S, "ClickHouse")

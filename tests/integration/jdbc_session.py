@@ -1,4 +1,4 @@
-"""ClickHouse's own JDBC driver at work, in a process of its own: `python jdbc_session.py URL JAR...`.
+"""ClickHouse's own JDBC driver at work, in a process of its own: `python jdbc_session.py URL USER PASSWORD_FILE [--ask SQL] JAR...`.
 
 Prints one JSON object: what each step below was told. A Java virtual machine cannot leave the process that started
 it, hence the process; the driver is used as a Java program would, through java.sql alone.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jpype
@@ -145,18 +146,28 @@ WAYS = {
 }  # fmt: skip
 
 
+def opened(url: str, properties: Mapping[str, str]) -> Any:
+    """A connection with these properties, to be closed by `with`."""
+    given = jpype.JClass("java.util.Properties")()
+    for name, value in properties.items():
+        given.setProperty(name, value)
+    return jpype.JClass("java.sql.DriverManager").getConnection(url, given)
+
+
 def main() -> None:
-    url, *jars = sys.argv[1:]
-    start_java(jars)
-    manager, properties_of = jpype.JClass("java.sql.DriverManager"), jpype.JClass("java.util.Properties")
+    url, user, password_file, *jars = sys.argv[1:]
+    start_java([jar for jar in jars if jar.endswith(".jar")])
+    login = {"user": user, "password": Path(password_file).read_text()}
+    if jars[0] == "--ask":
+        with opened(url, login) as connection:
+            connection.createStatement().executeQuery(jars[1])
+            print(json.dumps({"user": str(connection.getMetaData().getUserName())}))
+        return
     told: dict[str, Any] = {}
-    with manager.getConnection(url) as connection:
+    with opened(url, login) as connection:
         told |= {step.__name__: step(connection) for step in STEPS}
     for way, settings in WAYS.items():
-        properties = properties_of()
-        for name, value in settings.items():
-            properties.setProperty(name, value)
-        with manager.getConnection(url, properties) as connection:
+        with opened(url, {**login, **settings}) as connection:
             told[way] = {"large": large(connection), "insert": insert(connection)}
     print(json.dumps(told))
 

@@ -13,20 +13,27 @@ import pytest
 
 from deploy.local import jars
 from deploy.local.errors import LocalPartError
+from streams.clickhouse import credentials
 from tests.integration import jdbc_session
 
 ROOT = Path(__file__).parents[2]
 
 
+def driver_jars() -> list[str]:
+    """The driver's files; skips where they cannot be had."""
+    try:
+        return [str(jar) for jar in jars.fetch(f"clickhouse-jdbc-{VERSION}", None, DRIVER, lambda note: None)]
+    except LocalPartError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def told(clickhouse_url: str) -> dict[str, Any]:
     """What the driver was told, step by step (`jdbc_session`)."""
-    try:
-        driver = jars.fetch(jars.JDBC)
-    except LocalPartError as error:
-        pytest.skip(str(error))
+    driver = driver_jars()
     url = clickhouse_url.replace("http://", "jdbc:clickhouse://")
-    command = [sys.executable, jdbc_session.__file__, url, *map(str, driver)]
+    who = credentials()
+    command = [sys.executable, jdbc_session.__file__, url, who.user, who.password_file, *driver]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
         check=False,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.local.clickhouse_blocks import BLOCK_BYTES, checksum, from_blocks, to_blocks
-from deploy.local.clickhouse_engine import EngineError
+from deploy.local.clickhouse_error import EngineError
 from deploy.local.clickhouse_http import zstd
 
 
@@ -50,7 +50,6 @@ def test_a_damaged_byte_anywhere_is_found(at: int) -> None:
     [
         (b"SELECT 1", "ends within a block's head"),
         (to_blocks(b"x" * 100)[:-1], "ends within a block"),
-        (block(0x02, b"x" * 5, 2**31), "that holds 2147483648"),
         (block(0x82, b"\xff" * 20, 1000), "Decompression failed"),
         (block(0x90, b"no zstd", 7), "Cannot decompress"),
         (block(0x02, b"abc", 4), "holds 3 bytes instead of 4"),
@@ -69,3 +68,16 @@ def test_each_byte_counts_in_the_hash(data: bytes, draw: st.DataObject) -> None:
     other = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
     assert len(checksum(data)) == 16
     assert checksum(data) != checksum(other) and checksum(data) != checksum(data + b"\0")
+
+
+@pytest.mark.parametrize("size", [11, 2**20, 2**31, 2**32 - 1])
+def test_blocks_that_hold_more_than_is_taken_are_refused_before_they_are_unpacked(size: int) -> None:
+    with pytest.raises(EngineError) as raised:
+        from_blocks(block(0x02, b"x" * 4, 4) + block(0x82, b"\x00", size), most=14)
+    assert raised.value.code == 307
+
+
+def test_a_block_of_zstd_is_unpacked_no_further_than_it_says() -> None:
+    with pytest.raises(EngineError) as raised:
+        from_blocks(block(0x90, zstd.compress(bytes(2**26)), 7))
+    assert (raised.value.code, "8 bytes instead of 7" in str(raised.value)) == (271, True)
