@@ -6,6 +6,7 @@ names it. `sources` remembers where each value came from, for `tuneloop config s
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import tomllib
@@ -18,6 +19,7 @@ import msgspec
 
 from schemas.policy import ModelPolicy
 from schemas.topics import MAX_REFUSED
+from serving.doors import DoorPolicy
 
 DEFAULT_FILE = "tuneloop.toml"
 PREFIX = "TUNELOOP_"
@@ -84,6 +86,16 @@ class Settings:
             raise SettingsError(
                 f"max_refused (from {origin}): expected 0 (no bound) to {MOST_REFUSED} records, got {self.max_refused}"
             )
+        if not self.allow_unauthenticated and not is_loopback(self.http_host):
+            origin = self.sources.get("http_host", "the default")
+            raise SettingsError(
+                f"http_host (from {origin}): {self.http_host!r} lets in whoever reaches this machine, without a key; "
+                "leave it 127.0.0.1, or say allow_unauthenticated = true"
+            )
+        try:
+            DoorPolicy(allowed_hosts=self.allowed_hosts, cors_origins=self.cors_origins)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
 
     @property
     def data(self) -> Path:
@@ -96,6 +108,14 @@ class Settings:
     @property
     def secret_file(self) -> Path:
         return Path(self.identity_secret_file) if self.identity_secret_file else self.data / "secrets" / "identity"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server on `host` is reached from this machine alone; any name but `localhost` may be elsewhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 SCALARS = {f.name: f for f in fields(Settings) if f.name not in ("models", "sources", "file")}

@@ -30,3 +30,7 @@ def bad_request(message: str, param: str | None, code: str | None = None) -> Api
 
 def not_found(message: str, param: str, code: str) -> ApiError:
     return ApiError(404, message, param, code)
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    return ApiError(413, f"the request has more than {limit_bytes} bytes: send less", None, "request_too_large")
