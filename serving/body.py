@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Of a body that is refused so much is still taken: a client that is cut off while it writes may never read why.
 DRAINED_BYTES = 4 * 1024 * 1024
 DRAIN_S = 2.0
+MOST_DRAINING = 32
 # Beyond the bound, for probes and scrapers: a gateway that is full is alive.
 FOR_PROBES = 32
 
@@ -29,12 +30,12 @@ class Bodies:
 
     def __init__(self, policy: DoorPolicy) -> None:
         self._policy = policy
-        self._held_bytes = self._running = 0
+        self._held_bytes = self._running = self._draining = 0
 
     async def read(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, probe: bool = False) -> None:
         """Gather the body, then run `app` with it; 408, 413 or 429 where a bound is passed."""
         if self._running >= self._policy.max_requests + (FOR_PROBES if probe else 0):
-            await answer_error(_busy("requests are under way"), scope, receive, send)
+            await self.refuse(_busy("requests are under way"), scope, receive, send)
             return
         body = bytearray()
         self._running += 1
@@ -43,7 +44,7 @@ class Bodies:
             if error is None:
                 await app(scope, _replayed(bytes(body), receive), send)
             else:
-                await answer_error(error, scope, receive, send, is_more)
+                await self.refuse(error, scope, receive, send, is_more)
         except ConnectionAbortedError:  # whoever asked is gone
             return
         finally:
@@ -71,6 +72,27 @@ class Bodies:
             return ApiError(408, said, None, "body_timeout"), True
         return None, False
 
+    async def refuse(
+        self, error: ApiError, scope: Scope, receive: Receive, send: Send, is_more: bool = True
+    ) -> None:
+        """Send the error at once, take a little of what is still coming, and end the connection."""
+        content = json.dumps(error.body(), ensure_ascii=False).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close"}
+        headers |= {name.lower(): value for name, value in error.headers().items()}
+        await send({
+            "type": "http.response.start", "status": error.status,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        })  # fmt: skip
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        asks_first = any(name == b"expect" for name, _ in scope["headers"])  # to read would be to say: go on
+        if is_more and not asks_first and self._draining < MOST_DRAINING:
+            self._draining += 1
+            try:
+                await _drain(receive)
+            finally:
+                self._draining -= 1
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
 
 def _busy(what: str) -> ApiError:
     return ApiError(429, f"too many {what}: try again", None, "overloaded", retry_after_s=1)
@@ -84,21 +106,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return left.pop() if left else await receive()
 
     return replay
-
-
-async def answer_error(error: ApiError, scope: Scope, receive: Receive, send: Send, is_more: bool = True) -> None:
-    """Send the error at once, take a little of what is still coming, and end the connection."""
-    content = json.dumps(error.body(), ensure_ascii=False).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close"}
-    headers |= {name.lower(): value for name, value in error.headers().items()}
-    await send({
-        "type": "http.response.start", "status": error.status,
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-    })  # fmt: skip
-    await send({"type": "http.response.body", "body": content, "more_body": True})
-    if is_more and not any(name == b"expect" for name, _ in scope["headers"]):  # there to read is to ask for the body
-        await _drain(receive)
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _drain(receive: Receive) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from serving.body import Bodies, answer_error
+from serving.body import Bodies
 from serving.errors import ApiError, too_large
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _host_refusal(policy: DoorPolicy, said: dict[str, str]) -> ApiError | None:
         return None
     wanted = name or "name.example"
     return ApiError(
-        403, f"Host is {name or 'missing or malformed'}, which is neither an address nor an allowed name; if it is yours, "
+        403, f"Host is {name or 'missing or malformed'}, neither an address nor an allowed name; if it is yours, "
         f'add this line to tuneloop.toml: allowed_hosts = ["{wanted}"]', "Host", "host_not_allowed",
     )  # fmt: skip
 
@@ -175,16 +175,16 @@ class Doors:
                 await self._app(scope, receive, send)
             return
         if error is not None:
-            await answer_error(error, scope, receive, send)
+            await self._bodies.refuse(error, scope, receive, send)
             return
         await self._inner(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = body_refusal(self._policy, scope["method"], scope["headers"])
         if error is not None:
-            await answer_error(error, scope, receive, send)
+            await self._bodies.refuse(error, scope, receive, send)
             return
         if dropped := self._policy.dropped_headers:
-            kept = [pair for pair in scope["headers"] if pair[0].decode("latin-1").replace("_", "-") not in dropped]
+            kept = [pair for pair in scope["headers"] if pair[0].decode("latin-1").replace("-", "_") not in dropped]
             scope = {**scope, "headers": kept}
         await self._bodies.read(self._app, scope, receive, send, probe=scope["path"] in OPEN_PATHS)

@@ -10,10 +10,10 @@ the broker's acknowledgement and 503 otherwise. Nothing here waits on the event 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from schemas.events import FeedbackGiven, InferenceServed, Message
 from schemas.identity import InferenceIds, partition_of, subject_of_request, uuid7_hex
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
+from serving import answers
 from serving.engine import AdapterError, EngineClosed, Generated, PromptError, Request, Ticket
 from serving.errors import ApiError, bad_request, not_found
 from serving.follow import Follower, Route, RouteError
@@ -49,6 +50,10 @@ class Call:
     first_token: float = 0.0
     sent: list[str] = field(default_factory=list)  # of a stream, what the client was given
 
+    @property
+    def served_by(self) -> str:
+        return f"{self.route.model}@{self.route.version}"
+
 
 class Gateway:
     """See the module. All methods run on one asyncio loop."""
@@ -61,6 +66,8 @@ class Gateway:
         self._follower, self._policies, self._ids = follower, policies, ids
         self._recorder, self._replica, self._most_pending = recorder, replica, most_pending
         self._submitting = 0
+        # Of its own: what loads adapters may keep all the usual threads waiting.
+        self._tokenising = ThreadPoolExecutor(2, "tokenise")
         self.metrics = metrics
 
     # -- answering ------------------------------------------------------------------------------------
@@ -86,7 +93,9 @@ class Gateway:
         try:
             if parse_model(requested)[1] == "champion":
                 return self._follower.champion(name)
-            return await asyncio.to_thread(self._follower.route, name, version)
+            return self._follower.loaded(name, version) or await asyncio.to_thread(
+                self._follower.route, name, version
+            )
         except RouteError as error:
             raise ApiError(503, str(error), "model", "not_ready", retry_after_s=2) from error
 
@@ -102,11 +111,7 @@ class Gateway:
         except Exception as error:
             raise _engine_error(error) from error
         self._publish(call, generated, streamed=False)
-        choice = {
-            "index": 0, "finish_reason": generated.finish_reason, "logprobs": None,
-            "message": {"role": "assistant", "content": generated.text},
-        }
-        return {**self._head(call, "chat.completion"), "choices": [choice], "usage": _usage(generated)}
+        return answers.whole(call.inference_id, call.served_by, generated)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """The answer as server-sent events. Submits at once, so that errors come before the first byte."""
@@ -118,26 +123,28 @@ class Gateway:
     async def _chunks(
         self, call: Call, ticket: Ticket, deltas: asyncio.Queue[str | None], done: asyncio.Future[Generated]
     ) -> AsyncIterator[bytes]:
+        who = (call.inference_id, call.served_by)
         try:
-            yield self._chunk(call, {"role": "assistant", "content": ""})
+            yield answers.chunk(*who, {"role": "assistant", "content": ""})
             while (delta := await deltas.get()) is not None:
                 call.sent.append(delta)
-                yield self._chunk(call, {"content": delta})
+                yield answers.chunk(*who, {"content": delta})
             generated = await done
         except (asyncio.CancelledError, GeneratorExit):  # the client left
             ticket.cancel()
+            done.cancel()
             self._publish_part(call, ticket, "cancelled")
             raise
         except Exception as error:  # noqa: BLE001 - the headers are out: the error travels in the stream
             refused = _engine_error(error)
             self.metrics.failed("chat", refused)
             self._publish_part(call, ticket, "error")
-            yield _event(refused.body())
+            yield answers.event(refused.body())
             return
         self._publish(call, generated, streamed=True)
-        yield self._chunk(call, {}, generated.finish_reason)
+        yield answers.chunk(*who, {}, generated.finish_reason)
         if call.chat.stream_options and call.chat.stream_options.include_usage:
-            yield _event({**self._head(call, "chat.completion.chunk"), "choices": [], "usage": _usage(generated)})
+            yield answers.usage_chunk(*who, generated)
         yield b"data: [DONE]\n\n"
 
     async def _submit(
@@ -160,24 +167,17 @@ class Gateway:
                 loop.call_soon_threadsafe(deltas.put_nowait, None)
 
         self._submitting += 1
-        submitted = loop.run_in_executor(None, partial(engine.submit, call.request, on_delta, on_done))
+        submitted = loop.run_in_executor(self._tokenising, partial(engine.submit, call.request, on_delta, on_done))
         try:
             return await asyncio.shield(submitted)
         except (PromptError, AdapterError, EngineClosed) as error:
             raise _engine_error(error) from error
         except asyncio.CancelledError:
             submitted.add_done_callback(_abandon)
+            done.cancel()
             raise
         finally:
             self._submitting -= 1
-
-    def _head(self, call: Call, kind: str) -> dict[str, Any]:
-        model = f"{call.route.model}@{call.route.version}"
-        return {"id": call.inference_id, "object": kind, "created": int(time.time()), "model": model}
-
-    def _chunk(self, call: Call, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return _event({**self._head(call, "chat.completion.chunk"), "choices": [choice]})
 
     def _publish_part(self, call: Call, ticket: Ticket, reason: str) -> None:
         """Of an answer that did not come to its end: what the client has is recorded like any other."""
@@ -199,9 +199,8 @@ class Gateway:
             temperature=call.request.temperature, max_tokens=call.request.max_new_tokens, replica=self._replica,
             labels=chat.metadata or {},
         )
-        subject = f"{call.route.model}@{call.route.version}"
-        self.metrics.answered(subject, now - call.began)
-        self._recorder.record(kafka.out(event, source=SOURCE, subject=subject, event_id=call.inference_id))
+        self.metrics.answered(call.served_by, now - call.began)
+        self._recorder.record(kafka.out(event, source=SOURCE, subject=call.served_by, event_id=call.inference_id))
 
     # -- the rest -------------------------------------------------------------------------------------
 
@@ -287,14 +286,3 @@ def _engine_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), "model", "not_ready", retry_after_s=1)
     log.error("generation failed", exc_info=error)
     return ApiError(500, f"the answer failed: {type(error).__name__}", None, "generation_failed")
-
-
-def _usage(generated: Generated) -> dict[str, int]:
-    return {
-        "prompt_tokens": generated.input_tokens, "completion_tokens": generated.output_tokens,
-        "total_tokens": generated.input_tokens + generated.output_tokens,
-    }
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()

@@ -7,6 +7,7 @@ Whether they really stand there `check` asks from outside, once the proxy answer
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -25,10 +26,13 @@ VARIABLE = "TUNELOOP_DOORS"
 # With these a client would set how long Ray waits for it, and where its request goes.
 RAYS_HEADERS = ("x_request_timeout_seconds", "x_request_disconnect_disabled", "serve_multiplexed_model_id")
 STANDS_WITHIN_S = 30.0
+MOST_CONNECTIONS = 1_000
+HEAD_TIMEOUT_S = 30.0
 
 
 def environment(policy: DoorPolicy) -> dict[str, str]:
     """What has to stand in the environment before Ray is started."""
+    policy = msgspec.structs.replace(policy, dropped_headers=RAYS_HEADERS)
     return {CALLBACK: "serving.proxy:middlewares", VARIABLE: msgspec.json.encode(policy).decode()}
 
 
@@ -41,11 +45,26 @@ def middlewares() -> list[Middleware]:
 
 
 def _bound_heads() -> None:
-    """Have uvicorn read with h11: it refuses a head of over 64 KB, httptools keeps one of any size in memory."""
+    """Have uvicorn read with h11, which refuses a head of over 16 KB: httptools keeps one of any size in memory.
+
+    And have it end what sends no head in time, and take so many connections alone: it has neither bound of its own.
+    """
     from uvicorn.protocols.http import auto
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    auto.AutoHTTPProtocol = H11Protocol
+    class BoundedProtocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > MOST_CONNECTIONS:
+                transport.abort()
+            else:
+                self.loop.call_later(HEAD_TIMEOUT_S, self._end_without_head)
+
+        def _end_without_head(self) -> None:
+            if self.cycle is None and self.transport.get_protocol() is self:  # no request, no WebSocket either
+                self.transport.abort()
+
+    auto.AutoHTTPProtocol = BoundedProtocol
 
 
 def check(host: str, port: int) -> None:
