@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import msgspec
 import pytest
 
+from deploy.local.ports import free_ports
 from serving import proxy
 from serving.doors import DoorPolicy, Doors, body_refusal, normal_origin, refusal
 from tests.asgi import Reply, head, request
@@ -171,3 +175,31 @@ def test_the_policy_travels_to_the_proxy_in_its_environment(monkeypatch: pytest.
     monkeypatch.delenv(proxy.VARIABLE)
     with pytest.raises(KeyError):
         proxy.middlewares()
+
+
+@pytest.fixture
+def open_house() -> Iterator[HTTPServer]:
+    """A server that lets in every name, as Ray's proxy does where the doors are missing."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_proxy_without_the_doors_is_noticed(open_house: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=r"without the doors .status 200.*RAY_SERVE_HTTP_PROXY_CALLBACK"):
+        proxy.check("127.0.0.1", open_house.server_port)
+    monkeypatch.setattr(proxy, "STANDS_WITHIN_S", 0.0)
+    with pytest.raises(RuntimeError, match="nothing answers"):
+        proxy.check("127.0.0.1", free_ports(1)[0])
