@@ -38,7 +38,7 @@ class ReplicaMetrics:
             buckets=_BUCKETS, registry=self.registry,
         )  # fmt: skip
         waits = "Events that the broker does not have yet."
-        self._waiting = Gauge("tuneloop_events_waiting", waits, ["replica"], registry=self.registry)
+        self._waiting = Gauge("tuneloop_unsent_records", waits, ["replica"], registry=self.registry)
         said = f"Requests received a second, over the last {WINDOW_S} s."
         gauge = Gauge("tuneloop_requests_per_second", said, ["replica"], registry=self.registry)
         gauge.labels(replica).set_function(self._rate.per_second)

@@ -351,7 +351,7 @@ async def answer(part: Part, **fields: Any) -> dict[str, Any]:
 
 def test_an_answer_is_given_and_its_event_waits_for_the_broker(part: Part) -> None:
     done = asyncio.run(answer(part, max_tokens=3))
-    assert done["usage"]["completion_tokens"] <= 3 and part.figure("events_waiting") == 1
+    assert done["usage"]["completion_tokens"] <= 3 and part.figure("unsent_records") == 1
 
 
 async def longest_stall_s(work: Any) -> float:
@@ -434,7 +434,7 @@ def test_somebody_who_leaves_while_tokenising_leaves_nothing_running(part: Part,
     deadline = time.monotonic() + 2
     while part.engine.pending() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert part.engine.pending() == 0 and part.figure("events_waiting") == 0
+    assert part.engine.pending() == 0 and part.figure("unsent_records") == 0
 
 
 def test_a_full_queue_is_429_with_retry_after(engine: Engine, tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_no_answer_where_its_event_would_have_no_room(engine: Engine, tmp_path: 
     answers, refused = [x for x in found if isinstance(x, dict)], [x for x in found if isinstance(x, ApiError)]
     assert answers and refused and found == [*answers, *refused]
     assert {(one.status, one.code, one.retry_after_s) for one in refused} == {(503, "not_recorded", 5)}
-    assert part.figure("events_waiting") == len(answers)
+    assert part.figure("unsent_records") == len(answers)
 
 
 def test_a_producer_that_is_full_holds_nobody_up(engine: Engine, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_producer_that_is_full_holds_nobody_up(engine: Engine, tmp_path: Path)
 
     stalled_s = asyncio.run(longest_stall_s(run()))
     assert stalled_s < 0.3
-    assert part.figure("events_waiting") == 6  # two at the client, four kept here
+    assert part.figure("unsent_records") == 6  # two at the client, four kept here
     assert part.figure("events_refused_total", topic="usage.inferences") == 4
     assert part.figure("events_lost_total", topic="usage.inferences") == 0
 
@@ -543,7 +543,7 @@ def test_an_event_that_is_refused_is_tried_again_at_growing_intervals_then_count
     assert figure("refused") == ATTEMPTS and figure("lost") == 1
     gaps = [later - earlier for earlier, later in pairwise(at)]
     assert len(at) == ATTEMPTS - 1 and gaps == sorted(gaps) and gaps[-1] == 60
-    assert recorder.has_room() and metrics.registry.get_sample_value("tuneloop_events_waiting", {"replica": "r"}) == 0
+    assert recorder.has_room() and metrics.registry.get_sample_value("tuneloop_unsent_records", {"replica": "r"}) == 0
     assert "jane" not in caplog.text and "MSG_SIZE_TOO_LARGE" in caplog.text
 
 
@@ -564,7 +564,7 @@ def test_a_producer_that_failed_for_good_is_replaced_and_its_events_go_on() -> N
     recorder.poll(0)
     assert len(made) == 2
     assert [error is not None for error in heard] == [True], "who waits is told"
-    assert metrics.registry.get_sample_value("tuneloop_events_waiting", {"replica": "r"}) == 3
+    assert metrics.registry.get_sample_value("tuneloop_unsent_records", {"replica": "r"}) == 3
     clock.now += 2
     recorder.poll(0)
     assert len(made[1]) >= 3  # a producer counts what it has to say of its broker as well

@@ -322,7 +322,7 @@ def test_an_event_that_the_broker_refuses_is_kept_until_it_is_taken(kafka_bootst
         ConfigEntry("max.message.bytes", "5000", incremental_operation=AlterConfigOpType.SET)
     ])  # fmt: skip
     AdminClient({"bootstrap.servers": kafka_bootstrap}).incremental_alter_configs([resource])[resource].result(30)
-    waiting = partial(metrics.registry.get_sample_value, "tuneloop_events_waiting", {"replica": "r"})
+    waiting = partial(metrics.registry.get_sample_value, "tuneloop_unsent_records", {"replica": "r"})
     until(polled(lambda: waiting() == 0), 30, "the broker to take it")
     assert {record.value for record in since(kafka_bootstrap, topic)} == {b"fits", words}
     assert figure("lost") == 0
