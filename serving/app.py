@@ -111,7 +111,11 @@ class GatewayDeployment:
 
     def _poll(self, _: str) -> None:
         while not self._stop.is_set():
-            self._recorder.poll(0.1)
+            try:
+                self._recorder.poll(0.1)
+            except Exception:  # without this thread nothing of what is recorded would reach the broker
+                logging.getLogger(__name__).exception("sending events failed; trying again")
+                self._stop.wait(1)
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:

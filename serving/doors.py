@@ -111,10 +111,10 @@ def _origin_refusal(policy: DoorPolicy, method: str, scheme: str, said: dict[str
     navigates = (said.get("sec-fetch-mode"), said.get("sec-fetch-dest")) == ("navigate", "document")
     if navigates and origin is None and method == "GET":
         return None  # a link that somebody followed: the page that has it does not see the answer
-    page = normal_origin(origin or "") or "https://app.example"
+    page = normal_origin(origin or "")
     return ApiError(
-        403, f"a web page of {origin or 'another site'} may not ask here; if it is yours, add this line to "
-        f'tuneloop.toml: cors_origins = ["{page}"]', "Origin", "origin_not_allowed",
+        403, f"a web page of {page or 'another site'} may not ask here; if it is yours, add this line to "
+        f'tuneloop.toml: cors_origins = ["{page or "https://app.example"}"]', "Origin", "origin_not_allowed",
     )  # fmt: skip
 
 
