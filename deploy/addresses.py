@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 
 from deploy.clickhouse_login import login_variables
 from deploy.local.folders import own_folder
-from deploy.local.ports import free_ports, port_free
+from deploy.local.ports import free_ports, is_loopback, port_free
 from deploy.local.secret_files import make_secret
 from deploy.settings import PREFIX, Settings, SettingsError
 from schemas.identity import SECRET_BYTES
@@ -41,15 +40,16 @@ def _file(settings: Settings) -> Path:
 def addresses(settings: Settings) -> Addresses:
     """The addresses in force. Raises `SettingsError` where a part is local and nothing was ever started."""
     ports = json.loads(_file(settings).read_text()) if _file(settings).exists() else {}
+    http_host = _reached_at(settings.http_host)
     given = {
         "kafka": settings.kafka_bootstrap,
         "clickhouse": settings.clickhouse_url,
-        "http": f"http://127.0.0.1:{settings.http_port}" if settings.http_port else "",
+        "http": f"http://{http_host}:{settings.http_port}" if settings.http_port else "",
     }
     local = {
         "kafka": f"127.0.0.1:{ports.get('kafka')}",
         "clickhouse": f"http://127.0.0.1:{ports.get('clickhouse')}",
-        "http": f"http://127.0.0.1:{ports.get('http')}",
+        "http": f"http://{http_host}:{ports.get('http')}",
     }
     missing = [part for part in PARTS if not given[part] and part not in ports]
     if missing:
@@ -104,12 +104,11 @@ def check_encrypted(settings: Settings) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its very name: a name that only resolves to it may tomorrow be another."""
-    try:
-        return ipaddress.ip_address(host.strip().strip("[]")).is_loopback
-    except ValueError:
-        return host.strip().lower() == "localhost"
+def _reached_at(host: str) -> str:
+    """Where a server that binds to `host` is reached from this machine, as a URL has it."""
+    if host in ("", "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def choose_ports(settings: Settings) -> dict[str, int]:
@@ -155,13 +154,11 @@ def _metrics_key(process: str) -> str:
 
 def _targets(settings: Settings, ports: Mapping[str, int]) -> list[dict[str, Any]]:
     """Who can be scraped where, as Prometheus' file_sd_configs reads it."""
-    everywhere = settings.metrics_host in ("", "0.0.0.0", "::")
-    host = "127.0.0.1" if everywhere else settings.metrics_host
-    host = f"[{host}]" if ":" in host else host
+    host = _reached_at(settings.metrics_host)
     known = {process: f"{host}:{ports[_metrics_key(process)]}" for process in METERED if _metrics_key(process) in ports}
     http = settings.http_port or ports.get("http")
     if http:
-        known["serve"] = f"127.0.0.1:{http}"
+        known["serve"] = f"{_reached_at(settings.http_host)}:{http}"
     return [{"targets": [address], "labels": {"process": process}} for process, address in known.items()]
 
 

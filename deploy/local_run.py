@@ -78,8 +78,9 @@ def check_given(settings: Settings) -> None:
             connect(url, timeout_s=3, login=writer(settings))
         except ClickHouseError as error:
             raise LocalPartError(
-                f"no ClickHouse answers at clickhouse_url = {shown(url)}: start it, correct the address or clickhouse_user "
-                f"and clickhouse_password_file, or leave it empty for a local one ({str(error).splitlines()[0]})"
+                f"no ClickHouse answers at clickhouse_url = {shown(url)}: start it, correct the address or "
+                "clickhouse_user and clickhouse_password_file, or leave it empty for a local one "
+                f"({str(error).splitlines()[0]})"
             ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
@@ -246,8 +247,15 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     from urllib.parse import urlsplit
 
     from deploy.local.ray import start_ray
+    from serving import limits, proxy
+    from serving.doors import DoorPolicy
 
     where = addresses(settings)
+    doors = DoorPolicy(
+        allowed_hosts=settings.allowed_hosts, cors_origins=settings.cors_origins,
+        max_requests=settings.serve_replicas * limits.most_requests(settings.serve_slots),
+    )  # fmt: skip
+    os.environ.update(proxy.environment(doors))
     start_ray(settings.data)  # before anything imports ray
     from serving.app import ServeSettings, run_serve
 
@@ -256,7 +264,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
         identity_secret_file=str(settings.secret_file.absolute()), environment=credentials(settings),
         policies=settings.models, slots=settings.serve_slots,
     )
-    run_serve(serve_settings, urlsplit(where.http).port or 8000, settings.serve_replicas)
+    run_serve(serve_settings, settings.http_host, urlsplit(where.http).port or 8000, settings.serve_replicas)
     _say_ready(settings, "serve")
     stop.wait()
     from ray import serve

@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from deploy.local.ports import is_loopback
 from schemas.names import WANTED, is_name
 from schemas.policy import ModelPolicy
 from schemas.topics import MAX_REFUSED
+from serving.doors import DoorPolicy
 
 DEFAULT_FILE = "tuneloop.toml"
 PREFIX = "TUNELOOP_"
@@ -92,6 +94,16 @@ class Settings:
             raise SettingsError(
                 f"max_refused (from {origin}): expected 0 (no bound) to {MOST_REFUSED} records, got {self.max_refused}"
             )
+        if not self.allow_unauthenticated and not is_loopback(self.http_host):
+            origin = self.sources.get("http_host", "the default")
+            raise SettingsError(
+                f"http_host (from {origin}): {self.http_host!r} lets in whoever reaches this machine, without a key; "
+                "leave it 127.0.0.1, or say allow_unauthenticated = true"
+            )
+        try:
+            DoorPolicy(allowed_hosts=self.allowed_hosts, cors_origins=self.cors_origins)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
 
     @property
     def data(self) -> Path:

@@ -9,8 +9,9 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable
-from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from deploy.local.ports import is_loopback
 
 # Parameters of an address that are no secrets; the values of all others are left out.
 HARMLESS = frozenset({"region", "scheme", "endpoint_override", "database", "secure", "verify", "compression"})
@@ -68,7 +69,7 @@ def is_local(address: str) -> bool:
 def _loopback(address: str) -> bool:
     try:
         split = urlsplit(address if "://" in address else f"//{address}")
-        return split.scheme == "file" or split.hostname == "localhost" or ip_address(split.hostname or "").is_loopback
+        return split.scheme == "file" or is_loopback(split.hostname or "")
     except ValueError:  # a name, or no address at all
         return False
 

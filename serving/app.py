@@ -20,11 +20,13 @@ from ray import serve
 from schemas.events import AdapterLoaded
 from schemas.identity import InferenceIds
 from schemas.policy import ModelPolicy
+from serving import limits, proxy
 from serving.errors import ApiError
 from streams import kafka
 from streams.artifacts import open_store
 
 APP_NAME = "tuneloop"
+REQUEST_TIMEOUT_S = 120
 api = FastAPI(title="Tuneloop", docs_url=None, redoc_url=None, openapi_url=None)
 
 
@@ -62,7 +64,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
 
 
-@serve.deployment(name="gateway", max_ongoing_requests=256, health_check_period_s=10)
+@serve.deployment(name="gateway", health_check_period_s=10)
 @serve.ingress(api)
 class GatewayDeployment:
     """One replica: its engine, its registry follower, its Kafka producer."""
@@ -73,12 +75,15 @@ class GatewayDeployment:
         from serving.engine import Engine
         from serving.follow import Follower
         from serving.gateway import SOURCE, Gateway
+        from serving.metrics import ReplicaMetrics
+        from serving.recorder import PRODUCER, Recorder
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         settings = msgspec.json.decode(encoded_settings, type=ServeSettings)
         os.environ.update(settings.environment)
         replica = f"replica-{os.getpid()}"
-        self._producer = kafka.producer(settings.bootstrap, linger_ms=2)
+        metrics = ReplicaMetrics(replica)
+        self._recorder = Recorder(lambda: kafka.producer(settings.bootstrap, **PRODUCER), metrics)
         self._stop = threading.Event()
         longest = max(policy.max_prompt_tokens + policy.max_tokens for policy in settings.policies.values())
 
@@ -86,12 +91,15 @@ class GatewayDeployment:
             return Engine(base_dir, slots=settings.slots, max_length=longest, threads=settings.threads)
 
         def say(event: AdapterLoaded) -> None:
-            kafka.produce(self._producer, kafka.out(event, source=SOURCE, subject=f"{event.model}@{event.version}"))
+            self._recorder.record(kafka.out(event, source=SOURCE, subject=f"{event.model}@{event.version}"))
 
         store = open_store(*settings.artifacts)
         self._follower = Follower(settings.policies, store, replica, say, make_engine)
         ids = InferenceIds(Path(settings.identity_secret_file).read_text().strip().encode())
-        self._gateway = Gateway(self._follower, settings.policies, ids, self._producer, replica)
+        self._gateway = Gateway(
+            self._follower, settings.policies, ids, self._recorder, metrics, replica,
+            limits.most_pending(settings.slots),
+        )  # fmt: skip
         for target in (self._follow, self._poll):
             threading.Thread(target=target, args=(settings.bootstrap,), daemon=True, name=target.__name__).start()
 
@@ -105,7 +113,11 @@ class GatewayDeployment:
 
     def _poll(self, _: str) -> None:
         while not self._stop.is_set():
-            self._producer.poll(0.1)
+            try:
+                self._recorder.poll(0.1)
+            except Exception:  # without this thread nothing of what is recorded would reach the broker
+                logging.getLogger(__name__).exception("sending events failed; trying again")
+                self._stop.wait(1)
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
@@ -141,12 +153,19 @@ class GatewayDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
-            self._producer.flush(5)
+            self._recorder.close()
             self._follower.close()
 
 
-def run_serve(settings: ServeSettings, port: int, replicas: int = 1) -> Any:
-    """Deploy the gateway on a running Ray, on 127.0.0.1:`port`; returns the application's handle."""
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120})
-    app = GatewayDeployment.options(num_replicas=replicas).bind(msgspec.json.encode(settings))  # type: ignore[attr-defined]
-    return serve.run(app, name=APP_NAME, route_prefix="/")
+def run_serve(settings: ServeSettings, host: str, port: int, replicas: int = 1) -> Any:
+    """Deploy the gateway on a running Ray, on `host`:`port`; returns the application's handle.
+
+    Raises RuntimeError where Ray's proxy runs without `serving.doors` (see `serving.proxy`).
+    """
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
+    app = GatewayDeployment.options(  # type: ignore[attr-defined]
+        num_replicas=replicas, max_ongoing_requests=limits.most_requests(settings.slots),
+    ).bind(msgspec.json.encode(settings))  # fmt: skip
+    handle = serve.run(app, name=APP_NAME, route_prefix="/")
+    proxy.check(host, port)
+    return handle

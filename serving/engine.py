@@ -32,6 +32,8 @@ __all__ = [
     "RequestCancelled", "Ticket", "same_fingerprint",
 ]  # fmt: skip
 FINGERPRINT_LOGITS = 32
+# A token has four characters of English or so. What has more than this for each token that fits is never tokenised.
+CHARACTERS_PER_TOKEN = 16
 
 
 class PromptError(EngineError):
@@ -121,6 +123,7 @@ class Engine:
         """
         prompt = self._encode(request)
         ticket = Ticket(request, self._loop.cancel, on_delta, on_done)
+        ticket.input_tokens = len(prompt)
         rng = random.Random(request.seed) if request.temperature > 0 else None
         limit = min(self.max_length, len(prompt) + request.max_new_tokens)
         row = Row(ticket, len(prompt), prompt, limit, rng, TextStream(self._base.decode, request.stop))
@@ -154,6 +157,7 @@ class Engine:
     def _encode(self, request: Request) -> list[int]:
         """The prompt's tokens; PromptError says what is wrong with the request."""
         _check(request)
+        _check_size(request, self.max_length)
         try:
             with self._encoding:
                 prompt = encode_prompt(self._base.tokenizer, request.messages)
@@ -183,6 +187,16 @@ class Engine:
         """On the loop's thread: a request no longer holds `name`."""
         if self._holders.release(name) and name is not None:
             self._bank.drop(name)
+
+
+def _check_size(request: Request, max_length: int) -> None:
+    """PromptError for messages that are too long for `max_length` tokens, whatever their tokens are."""
+    characters = sum(len(message["content"]) + len(message["role"]) for message in request.messages)
+    if characters > CHARACTERS_PER_TOKEN * max_length or len(request.messages) > max_length:
+        raise PromptError(
+            f"the prompt has {len(request.messages)} messages of {characters} characters; the limit is {max_length} "
+            "tokens for prompt and answer together: shorten the messages"
+        )
 
 
 def _check(request: Request) -> None:

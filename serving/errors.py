@@ -18,6 +18,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
@@ -30,3 +31,7 @@ def bad_request(message: str, param: str | None, code: str | None = None) -> Api
 
 def not_found(message: str, param: str, code: str) -> ApiError:
     return ApiError(404, message, param, code)
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    return ApiError(413, f"the request has more than {limit_bytes} bytes: send less", None, "request_too_large")

@@ -143,7 +143,15 @@ class Follower:
         if model not in self._champions:
             base = self._policies[model].base
             raise RouteError(f"nothing serves {model} yet: its base {base!r} is not registered or does not load")
-        return self.route(model, self._champions[model])
+        version = self._champions[model]
+        return self.loaded(model, version) or self.route(model, version)
+
+    def loaded(self, model: str, version: int) -> Route | None:
+        """The route of one version, if it is there. Never waits: whoever loads something holds the lock meanwhile."""
+        entry = find(self.states.get(model), version)
+        if version and entry is None:
+            return None
+        return self._routes.get((model, entry.digest if entry else ""))
 
     def route(self, model: str, version: int) -> Route:
         """The route of one version, loading it where it is not. Raises `RouteError`."""

@@ -1,30 +1,33 @@
 """The gateway: one HTTP request's way to an answer and to the events that follow from it.
 
 A chat request is parsed → its alias resolved to a loaded version → answered by the engine → published as
-`InferenceServed`. Feedback is a user's only copy: it is answered 200 after the broker's acknowledgement and
-503 otherwise. Knows nothing of Ray; `serving.app` puts it behind Ray Serve.
+`InferenceServed`. No answer goes without its event: where none could be kept, nothing is generated (503), and of an
+answer that was cut off what the client had of it is recorded. Feedback is a user's only copy: it is answered 200 after
+the broker's acknowledgement and 503 otherwise. Nothing here waits on the event loop. Knows nothing of Ray;
+`serving.app` puts it behind Ray Serve.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-
-from confluent_kafka import Producer
 
 from schemas.events import FeedbackGiven, InferenceServed, Message
 from schemas.identity import InferenceIds, partition_of, subject_of_request, uuid7_hex
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
+from serving import answers
 from serving.engine import AdapterError, EngineClosed, Generated, PromptError, Request, Ticket
 from serving.errors import ApiError, bad_request, not_found
 from serving.follow import Follower, Route, RouteError
 from serving.metrics import ReplicaMetrics
+from serving.recorder import Recorder
 from serving.requests import ChatRequest, FeedbackRequest, parse_chat, parse_feedback
 from serving.routing import parse_model, resolve
 from streams import kafka
@@ -45,17 +48,27 @@ class Call:
     request: Request
     began: float
     first_token: float = 0.0
+    sent: list[str] = field(default_factory=list)  # of a stream, what the client was given
+
+    @property
+    def served_by(self) -> str:
+        return f"{self.route.model}@{self.route.version}"
 
 
 class Gateway:
     """See the module. All methods run on one asyncio loop."""
 
     def __init__(
-        self, follower: Follower, policies: dict[str, ModelPolicy], ids: InferenceIds, producer: Producer, replica: str
-    ) -> None:
+        self, follower: Follower, policies: dict[str, ModelPolicy], ids: InferenceIds, recorder: Recorder,
+        metrics: ReplicaMetrics, replica: str, most_pending: int = 256,
+    ) -> None:  # fmt: skip
+        """`most_pending`: how many requests an engine may have, queued or running, before new ones are turned away."""
         self._follower, self._policies, self._ids = follower, policies, ids
-        self._producer, self._replica = producer, replica
-        self.metrics = ReplicaMetrics(replica)
+        self._recorder, self._replica, self._most_pending = recorder, replica, most_pending
+        self._submitting = 0
+        # Of its own: what loads adapters may keep all the usual threads waiting.
+        self._tokenising = ThreadPoolExecutor(2, "tokenise")
+        self.metrics = metrics
 
     # -- answering ------------------------------------------------------------------------------------
 
@@ -63,6 +76,9 @@ class Gateway:
         """Parse and route a chat request. Raises `ApiError`."""
         began = time.perf_counter()
         chat = parse_chat(body)
+        if not self._recorder.has_room():
+            message = "answers cannot be recorded now, so none are given: try again"
+            raise ApiError(503, message, None, "not_recorded", retry_after_s=5)
         route = await self._route(chat.model)
         policy = self._policies[route.model]
         asked = chat.max_completion_tokens or chat.max_tokens or policy.max_tokens
@@ -77,14 +93,15 @@ class Gateway:
         try:
             if parse_model(requested)[1] == "champion":
                 return self._follower.champion(name)
-            return await asyncio.to_thread(self._follower.route, name, version)
+            loaded = self._follower.loaded(name, version)
+            return loaded or await asyncio.to_thread(self._follower.route, name, version)
         except RouteError as error:
             raise ApiError(503, str(error), "model", "not_ready", retry_after_s=2) from error
 
     async def answer(self, call: Call) -> dict[str, Any]:
         """The whole answer, in OpenAI's form."""
         done: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
-        ticket = self._submit(call, None, done)
+        ticket = await self._submit(call, None, done)
         try:
             generated = await done
         except asyncio.CancelledError:
@@ -93,44 +110,49 @@ class Gateway:
         except Exception as error:
             raise _engine_error(error) from error
         self._publish(call, generated, streamed=False)
-        choice = {
-            "index": 0, "finish_reason": generated.finish_reason, "logprobs": None,
-            "message": {"role": "assistant", "content": generated.text},
-        }
-        return {**self._head(call, "chat.completion"), "choices": [choice], "usage": _usage(generated)}
+        return answers.whole(call.inference_id, call.served_by, generated)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """The answer as server-sent events. Submits at once, so that errors come before the first byte."""
         deltas: asyncio.Queue[str | None] = asyncio.Queue()
         done: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
-        ticket = self._submit(call, deltas, done)
+        ticket = await self._submit(call, deltas, done)
         return self._chunks(call, ticket, deltas, done)
 
     async def _chunks(
         self, call: Call, ticket: Ticket, deltas: asyncio.Queue[str | None], done: asyncio.Future[Generated]
     ) -> AsyncIterator[bytes]:
+        who = (call.inference_id, call.served_by)
         try:
-            yield self._chunk(call, {"role": "assistant", "content": ""})
+            yield answers.chunk(*who, {"role": "assistant", "content": ""})
             while (delta := await deltas.get()) is not None:
-                yield self._chunk(call, {"content": delta})
+                call.sent.append(delta)
+                yield answers.chunk(*who, {"content": delta})
             generated = await done
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the client left
             ticket.cancel()
+            done.cancel()
+            self._publish_part(call, ticket, "cancelled")
             raise
         except Exception as error:  # noqa: BLE001 - the headers are out: the error travels in the stream
             refused = _engine_error(error)
             self.metrics.failed("chat", refused)
-            yield _event(refused.body())
+            self._publish_part(call, ticket, "error")
+            yield answers.event(refused.body())
             return
         self._publish(call, generated, streamed=True)
-        yield self._chunk(call, {}, generated.finish_reason)
+        yield answers.chunk(*who, {}, generated.finish_reason)
         if call.chat.stream_options and call.chat.stream_options.include_usage:
-            yield _event({**self._head(call, "chat.completion.chunk"), "choices": [], "usage": _usage(generated)})
+            yield answers.usage_chunk(*who, generated)
         yield b"data: [DONE]\n\n"
 
-    def _submit(
+    async def _submit(
         self, call: Call, deltas: asyncio.Queue[str | None] | None, done: asyncio.Future[Generated]
     ) -> Ticket:
+        """Queue the request at the engine, or turn it away. In a thread: to tokenise a long prompt takes its time."""
+        engine = call.route.engine
+        if engine.pending() + self._submitting >= self._most_pending:
+            raise ApiError(429, "too many requests wait for an answer: try again", None, "overloaded", retry_after_s=1)
         loop = asyncio.get_running_loop()
 
         def on_delta(text: str) -> None:  # on the engine's thread
@@ -143,18 +165,24 @@ class Gateway:
             if deltas is not None:
                 loop.call_soon_threadsafe(deltas.put_nowait, None)
 
+        self._submitting += 1
+        submitted = loop.run_in_executor(self._tokenising, partial(engine.submit, call.request, on_delta, on_done))
         try:
-            return call.route.engine.submit(call.request, on_delta, on_done)
+            return await asyncio.shield(submitted)
         except (PromptError, AdapterError, EngineClosed) as error:
             raise _engine_error(error) from error
+        except asyncio.CancelledError:
+            submitted.add_done_callback(_abandon)
+            done.cancel()
+            raise
+        finally:
+            self._submitting -= 1
 
-    def _head(self, call: Call, kind: str) -> dict[str, Any]:
-        model = f"{call.route.model}@{call.route.version}"
-        return {"id": call.inference_id, "object": kind, "created": int(time.time()), "model": model}
-
-    def _chunk(self, call: Call, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return _event({**self._head(call, "chat.completion.chunk"), "choices": [choice]})
+    def _publish_part(self, call: Call, ticket: Ticket, reason: str) -> None:
+        """Of an answer that did not come to its end: what the client has is recorded like any other."""
+        if call.sent:
+            part = Generated("".join(call.sent), (), ticket.input_tokens, ticket.output_tokens, reason)
+            self._publish(call, part, streamed=True)
 
     def _publish(self, call: Call, generated: Generated, streamed: bool) -> None:
         now, chat = time.perf_counter(), call.chat
@@ -170,9 +198,8 @@ class Gateway:
             temperature=call.request.temperature, max_tokens=call.request.max_new_tokens, replica=self._replica,
             labels=chat.metadata or {},
         )
-        subject = f"{call.route.model}@{call.route.version}"
-        self.metrics.answered(subject, now - call.began)
-        kafka.produce(self._producer, kafka.out(event, source=SOURCE, subject=subject, event_id=call.inference_id))
+        self.metrics.answered(call.served_by, now - call.began)
+        self._recorder.record(kafka.out(event, source=SOURCE, subject=call.served_by, event_id=call.inference_id))
 
     # -- the rest -------------------------------------------------------------------------------------
 
@@ -209,13 +236,13 @@ class Gateway:
         loop = asyncio.get_running_loop()
         delivered: asyncio.Future[None] = loop.create_future()
 
-        def on_delivery(error: Any, _: Any) -> None:  # on the polling thread
+        def on_delivery(error: Any) -> None:  # on the polling thread, or at once
             loop.call_soon_threadsafe(_acknowledge, delivered, error)
 
-        kafka.produce(self._producer, out, on_delivery)
         try:
+            self._recorder.send(out, on_delivery)
             await asyncio.wait_for(delivered, ACK_TIMEOUT_S)
-        except (TimeoutError, ConnectionError) as error:
+        except (BufferError, TimeoutError, ConnectionError) as error:
             message = "the feedback was not stored; send it again"
             raise ApiError(503, message, None, "not_stored", retry_after_s=5) from error
 
@@ -225,6 +252,12 @@ def _feedback_event(request: FeedbackRequest) -> FeedbackGiven:
         inference_id=request.inference_id, metric_name=request.metric_name, value=request.value,
         feedback_id=request.feedback_id or f"feedback-{uuid7_hex()}", subject_id=request.user, tags=request.tags,
     )
+
+
+def _abandon(submitted: asyncio.Future[Ticket]) -> None:
+    """Whoever asked left while the prompt was tokenised."""
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancel()
 
 
 def _settle(done: asyncio.Future[Generated], ticket: Ticket) -> None:
@@ -252,14 +285,3 @@ def _engine_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), "model", "not_ready", retry_after_s=1)
     log.error("generation failed", exc_info=error)
     return ApiError(500, f"the answer failed: {type(error).__name__}", None, "generation_failed")
-
-
-def _usage(generated: Generated) -> dict[str, int]:
-    return {
-        "prompt_tokens": generated.input_tokens, "completion_tokens": generated.output_tokens,
-        "total_tokens": generated.input_tokens + generated.output_tokens,
-    }
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()

@@ -11,9 +11,18 @@ from typing import Any
 import msgspec
 
 from schemas.policy import ModelPolicy
-from serving.errors import ApiError, bad_request
+from serving.errors import bad_request, too_large
 
-MAX_BODY_BYTES = 1_000_000
+# With labels, answer and feedback beside it, what a request says still fits into a record of Kafka's 1 MiB.
+MAX_BODY_BYTES = 768 * 1024
+# As OpenAI bounds them, where it does.
+MAX_STOPS, MAX_PAIRS, MAX_KEY, MAX_VALUE, MAX_ID = 4, 16, 64, 512, 64
+MAX_STOP, MAX_MESSAGES, MAX_NAME, MAX_ROLE = 64, 2_048, 256, 16
+MAX_INFERENCE_ID = 128
+# Beyond this no rule of `streams.prepare` takes an answer.
+MAX_FEEDBACK_TEXT = 32_000
+MAX_SCORE = 1e9
+SEED_BITS = 63
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -83,14 +92,49 @@ def parse_chat(body: bytes) -> ChatRequest:
     request: ChatRequest = _decode(_chat, body)
     if not request.messages:
         raise bad_request("messages is empty: send at least one message", "messages", "empty_prompt")
+    _check_text(request.model, MAX_NAME, "model")
+    if len(request.messages) > MAX_MESSAGES:
+        raise bad_request(f"there are {len(request.messages)} messages; at most {MAX_MESSAGES} are read", "messages")
     for index, message in enumerate(request.messages):
+        _check_text(message.role, MAX_ROLE, f"messages[{index}].role")
         if message.role not in ("system", "developer", "user", "assistant", "tool"):
             raise bad_request(f"unknown role {message.role!r}", f"messages[{index}].role")
     if not request.messages[-1].text().strip():
         where = f"messages[{len(request.messages) - 1}].content"
         raise bad_request("the last message is empty: there is nothing to answer", where, "empty_prompt")
     _check_numbers(request)
+    _check_stops(request)
+    for name, value in (("user", request.user), ("safety_identifier", request.safety_identifier)):
+        _check_text(value or "", MAX_ID, name)
+    _check_pairs(request.metadata or {}, "metadata")
+    _check_text(request.conversation(), MAX_ID, "metadata.conversation_id")
     return request
+
+
+def _check_text(value: str, longest: int, where: str) -> None:
+    if len(value) > longest:
+        raise bad_request(f"{where} has {len(value)} characters; at most {longest} are taken", where, "too_long")
+
+
+def _check_pairs(pairs: dict[str, str], where: str) -> None:
+    if len(pairs) > MAX_PAIRS:
+        raise bad_request(f"{where} has {len(pairs)} pairs; at most {MAX_PAIRS} are taken", where, "too_many")
+    for key, value in pairs.items():
+        if len(key) > MAX_KEY:
+            message = f"{where} has a key of {len(key)} characters; at most {MAX_KEY} are taken"
+            raise bad_request(message, where, "too_long")
+        _check_text(value, MAX_VALUE, f"{where}.{key}")
+
+
+def _check_stops(request: ChatRequest) -> None:
+    stops = request.stops()
+    if len(stops) > MAX_STOPS:
+        raise bad_request(f"stop has {len(stops)} strings; at most {MAX_STOPS} are taken", "stop", "too_many")
+    for index, stop in enumerate(stops):
+        where = "stop" if isinstance(request.stop, str) else f"stop[{index}]"
+        if not stop:
+            raise bad_request(f"{where} is empty: every answer would end before it began", where)
+        _check_text(stop, MAX_STOP, where)
 
 
 def _check_numbers(request: ChatRequest) -> None:
@@ -100,6 +144,8 @@ def _check_numbers(request: ChatRequest) -> None:
         raise bad_request(f"temperature is {request.temperature}; expected 0 to 2", "temperature")
     if request.top_p is not None and not 0 < request.top_p <= 1:
         raise bad_request(f"top_p is {request.top_p}; expected above 0 and at most 1", "top_p")
+    if request.seed is not None and not -(2**SEED_BITS) <= request.seed < 2**SEED_BITS:
+        raise bad_request("seed is no integer of 64 bits", "seed")
     for name in ("max_tokens", "max_completion_tokens"):
         value = getattr(request, name)
         if value is not None and value < 1:
@@ -109,6 +155,14 @@ def _check_numbers(request: ChatRequest) -> None:
 def parse_feedback(body: bytes, policies: dict[str, ModelPolicy]) -> FeedbackRequest:
     """Raises `ApiError` (400, 413) for a metric that no model configures or a value of another type."""
     request: FeedbackRequest = _decode(_feedback, body)
+    for name, longest in (("inference_id", MAX_INFERENCE_ID), ("metric_name", MAX_NAME), ("feedback_id", MAX_ID),
+                          ("user", MAX_ID)):  # fmt: skip
+        _check_text(getattr(request, name), longest, name)
+    _check_pairs(request.tags, "tags")
+    if isinstance(request.value, str):
+        _check_text(request.value, MAX_FEEDBACK_TEXT, "value")
+    elif not -MAX_SCORE <= request.value <= MAX_SCORE:
+        raise bad_request(f"value is not within {-MAX_SCORE:.0f} and {MAX_SCORE:.0f}", "value", "out_of_range")
     kinds = {"demonstration": "text", "preferred": "text"}
     for policy in policies.values():
         kinds |= policy.metrics
@@ -118,7 +172,8 @@ def parse_feedback(body: bytes, policies: dict[str, ModelPolicy]) -> FeedbackReq
         message = f"no metric {request.metric_name!r} is configured; known: {known}"
         raise bad_request(message, "metric_name", "unknown_metric")
     if not _fits(request.value, kind):
-        raise bad_request(f"{request.metric_name} takes a {kind}, got {request.value!r}", "value", "wrong_type")
+        shown = request.value[:MAX_NAME] if isinstance(request.value, str) else request.value
+        raise bad_request(f"{request.metric_name} takes a {kind}, got {shown!r}", "value", "wrong_type")
     return request
 
 
@@ -132,8 +187,7 @@ def _fits(value: Any, kind: str) -> bool:
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     if len(body) > MAX_BODY_BYTES:
-        message = f"the request has {len(body)} bytes; the limit is {MAX_BODY_BYTES}"
-        raise ApiError(413, message, None, "request_too_large")
+        raise too_large(MAX_BODY_BYTES)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

@@ -59,6 +59,7 @@ class Ticket:
     ) -> None:
         self.request = request
         self.cancelled = False
+        self.input_tokens = self.output_tokens = 0  # of the prompt; of the answer so far
         self._cancel = cancel
         self._on_delta = on_delta
         self._on_done = on_done
@@ -100,6 +101,7 @@ class Ticket:
 
     def deliver(self, delta: str) -> None:
         """For the engine: hand over the next text delta."""
+        self.output_tokens += 1
         if not delta:
             return
         with self._changed:

@@ -101,15 +101,19 @@ def out(event: msgspec.Struct, *, source: str, partition: int | None = None, **a
     return Out(codec.topic_of(event), key, encoded.value, encoded.headers, partition)
 
 
+def enqueue(client: Producer, record: Out, on_delivery: Any = None) -> None:
+    """Enqueue one record without waiting. Raises `BufferError` where the client's queue is full, `KafkaException`."""
+    client.produce(
+        record.topic, record.value, record.key, UNASSIGNED if record.partition is None else record.partition,
+        on_delivery=on_delivery, timestamp=record.timestamp_ms or 0, headers=record.headers,
+    )
+
+
 def produce(client: Producer, record: Out, on_delivery: Any = None) -> None:
     """Enqueue one record, waiting for room in the client's queue where it is full."""
-    partition = UNASSIGNED if record.partition is None else record.partition
     while True:
         try:
-            client.produce(
-                record.topic, record.value, record.key, partition, on_delivery=on_delivery,
-                timestamp=record.timestamp_ms or 0, headers=record.headers,
-            )
+            enqueue(client, record, on_delivery)
         except BufferError:
             client.poll(0.1)
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import ipaddress
 import os
 import secrets
 import stat
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from deploy.local.clickhouse_error import EngineError, denied
 from deploy.local.errors import LocalPartError
+from deploy.local.ports import is_loopback
 
 WRITER, ANALYST = "tuneloop", "analyst"
 USERS = (WRITER, ANALYST)
@@ -99,8 +99,7 @@ def _own_origins(port: int) -> set[str]:
 def _of_loopback(host: str) -> bool:
     """True for a name of the loopback: any other name may be turned to it by whoever owns the name."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
 

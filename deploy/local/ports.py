@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import random
 import socket
 from pathlib import Path
@@ -10,6 +11,14 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 LOWEST = 20_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone by its very name: a name that resolves to it now may soon be another's."""
+    try:
+        return ipaddress.ip_address(host.strip().strip("[]")).is_loopback
+    except ValueError:
+        return host.strip().lower() == "localhost"
 
 
 def port_free(port: int, host: str = LOOPBACK) -> bool:

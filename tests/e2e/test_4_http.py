@@ -34,7 +34,9 @@ def client(system: System) -> Iterator[openai.OpenAI]:
 
 
 def post(system: System, path: str, body: Any, timeout_s: float = 60) -> httpx.Response:
-    content = {"content": body} if isinstance(body, bytes) else {"json": body}
+    content: dict[str, Any] = {"json": body}
+    if isinstance(body, bytes):
+        content = {"content": body, "headers": {"Content-Type": "application/json"}}
     return httpx.post(f"{system.where.http}{path}", timeout=timeout_s, trust_env=False, **content)
 
 

@@ -13,7 +13,8 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from deploy.addresses import check_encrypted, credentials, is_loopback, use_credentials
+from deploy.addresses import check_encrypted, credentials, use_credentials
+from deploy.local.ports import is_loopback
 from deploy.settings import Settings, SettingsError
 from streams import kafka, kafka_security
 from streams.kafka_security import KafkaConfigError, read

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def driver_jars() -> list[str]:
     """The driver's files; skips where they cannot be had."""
     try:
-        return [str(jar) for jar in jars.fetch(f"clickhouse-jdbc-{VERSION}", None, DRIVER, lambda note: None)]
+        return [str(jar) for jar in jars.fetch(jars.JDBC)]
     except LocalPartError as error:
         pytest.skip(str(error))
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.clickhouse_login import analyst, login_variables, use_clickhouse_credentials, writer
+from deploy.addresses import use_credentials
+from deploy.clickhouse_login import analyst, login_variables, writer
 from deploy.local_run import processes
 from deploy.settings import Settings, SettingsError
+from streams import kafka_security
 from streams.clickhouse import PASSWORD_FILE_VARIABLE, USER_VARIABLE, Login, credentials
 
 AWAY = {"clickhouse_url": "http://db.example.org:8123", "kafka_bootstrap": "127.0.0.1:1"}
@@ -33,7 +35,9 @@ def test_a_process_and_its_children_have_it_by_the_environment(tmp_path: Path, m
     for variable in (USER_VARIABLE, PASSWORD_FILE_VARIABLE):
         monkeypatch.setenv(variable, "before")
     settings = Settings(data_dir=str(tmp_path), kafka_bootstrap="127.0.0.1:1", clickhouse_user="someone")
-    use_clickhouse_credentials(settings)
+    monkeypatch.setenv(kafka_security.VARIABLE, "")
+    monkeypatch.setenv("TUNELOOP_IDENTITY_SECRET_FILE", "")
+    use_credentials(settings)
     assert credentials() == writer(settings)
     started = {process.name: process for process in processes(settings)}
     assert login_variables(settings).items() <= started["monitor"].env.items()

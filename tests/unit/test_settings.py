@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploy.addresses import addresses
 from deploy.settings import Settings, SettingsError, as_text, load
 
 
@@ -122,3 +123,28 @@ def test_lists_come_from_the_file_and_with_commas_from_the_environment(tmp_path:
     assert load({}, {"TUNELOOP_CORS_ORIGINS": as_text(settings.cors_origins)}).cors_origins == settings.cors_origins
     with pytest.raises(SettingsError, match=r"cors_origins .* expected a list of str"):
         from_file(tmp_path, "cors_origins = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000"), ("::", "http://127.0.0.1:8000"),
+     ("10.1.2.3", "http://10.1.2.3:8000"), ("fd00::1", "http://[fd00::1]:8000")],
+)  # fmt: skip
+def test_the_endpoint_is_where_it_listens(host: str, url: str) -> None:
+    settings = Settings(
+        http_host=host, http_port=8000, allow_unauthenticated=True, kafka_bootstrap="k:1", clickhouse_url="http://c:1"
+    )
+    assert addresses(settings).http == url
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('http_host = "0.0.0.0"', r"^http_host \(from .*tuneloop.toml\): '0.0.0.0' .* allow_unauthenticated = true$"),
+        ('cors_origins = ["*"]', r"^cors_origins: '\*' is no exact origin"),
+        ('allowed_hosts = ["a.example:80"]', r"^allowed_hosts: 'a.example:80' is no host name"),
+    ],
+)
+def test_who_may_come_in_is_said_exactly(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        from_file(tmp_path, text)
