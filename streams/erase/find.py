@@ -15,7 +15,7 @@ import msgspec
 from confluent_kafka.admin import AdminClient
 
 from schemas.events import Message
-from schemas.identity import subject_of_prompt
+from schemas.identity import subject_of_record
 from schemas.topics import all_topics
 from streams import kafka
 from streams.join.rows import carried_by
@@ -80,8 +80,7 @@ class Subject:
         """A row that came without a subject has that of its prompt."""
         if not self.subject_id.startswith("prompt-"):
             return False
-        asked = [turn.content for turn in who.messages if turn.role == "user"][-1:] or [who.prompt]
-        return subject_of_prompt(asked[0]) == self.subject_id
+        return subject_of_record(who.messages, who.prompt) == self.subject_id
 
     def in_bytes(self, value: bytes) -> bool:
         """Whether the subject's id stands there as a JSON string, or the id of one of their inferences."""
