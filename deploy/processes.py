@@ -71,12 +71,13 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     from streams import transact
     from streams.erased import Erased
     from streams.prepare.step import GROUP, PrepareStep, read_committed_shards
+    from streams.prepare.workers import WorkerPool
 
     bootstrap = addresses(settings).bootstrap
     erased = Erased(bootstrap, identity_secret(settings), _store(settings))
     step = PrepareStep(
         settings.models, _store(settings), lambda: read_committed_shards(bootstrap), erased=erased,
-        budget=_budget(settings), helpers=settings.prepare_helpers,
+        budget=_budget(settings), workers=WorkerPool(settings.models, settings.prepare_helpers),
     )  # fmt: skip
     _say_ready(settings, GROUP)
     transact.run(

@@ -27,6 +27,7 @@ from streams import kafka, registry
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
 from streams.registry import Outcome
+from streams.unreadable import readable
 
 GROUP = "register"
 TOPICS = ["models.verdicts", "models.commands", "monitor.performance", "subjects.erasures"]
@@ -59,6 +60,7 @@ class RegisterStep:
                 continue
             self._budget.count(refused=False)
             outs += self._on(envelope, event)
+        self._budget.slow_down()
         return outs
 
     def _on(self, envelope: Envelope, event: Any) -> list[Out]:
@@ -114,10 +116,7 @@ def read_registry(
     """The registry as it stands: model states and bases, by name. `settled` as in `kafka.read_to_end`."""
     models: dict[str, ModelStateChanged] = {}
     bases: dict[str, BaseRegistered] = {}
-    for record in kafka.read_to_end(bootstrap, "models.registry", settled=settled):
-        if record.value is None:
-            continue
-        _, event = kafka.decode(record)
+    for _, event in readable(kafka.read_to_end(bootstrap, "models.registry", settled=settled)):
         if isinstance(event, ModelStateChanged):
             models[event.model] = event
         else:

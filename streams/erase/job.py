@@ -17,6 +17,7 @@ from schemas.events import ErasureCompleted, ErasureRequested, ShardWritten, Tau
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP, TOPIC, SOURCE = "erase", "subjects.erasures", "erase"
@@ -85,9 +86,8 @@ def receipt(bootstrap: str, erasure_id: str) -> ErasureCompleted | None:
 
 def _last_receipt(bootstrap: str, erasure_id: str) -> tuple[Envelope, ErasureCompleted] | None:
     found = None
-    for record in kafka.read_to_end(bootstrap, TOPIC, settled=True):  # it may be of the transaction before this one
-        if record.value is not None:
-            envelope, event = kafka.decode(record)
-            if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:
-                found = envelope, event
+    # It may be of the transaction before this one.
+    for envelope, event in readable(kafka.read_to_end(bootstrap, TOPIC, settled=True)):
+        if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:
+            found = envelope, event
     return found
