@@ -195,7 +195,8 @@ def _envelope(kind: str, identity: Any, given: Mapping[str, Any], timestamp_ms: 
     correlation, causation, traceparent = get("ce_correlationid"), get("ce_causationid"), get("ce_traceparent")
     said = filter(None, (identity, time, source, subject, correlation, causation, traceparent))
     if (size := sum(map(len, said))) > MOST_HEADER_BYTES:
-        raise ContractError(f"headers ce_*: expected at most {MOST_HEADER_BYTES} bytes in all, got {size}")
+        longest = max((name for name in given if name.startswith("ce_")), key=lambda name: len(given[name] or b""))
+        raise ContractError(f"header {longest}: expected at most {MOST_HEADER_BYTES} bytes in all of ce_*, got {size}")
     try:
         return Envelope(
             identity.decode(),

@@ -60,8 +60,8 @@ class Budget:
     def _count_beyond(self) -> None:
         if self._beyond == 0:
             log.error(
-                "%d of the last %d records were refused, %d in a row: slowing down, so that somebody may look before the "
-                "whole topic is dead letters; `tuneloop dlq ls` says why, mend the producer",
+                "%d of the last %d records were refused, %d in a row: slowing down, so that somebody may look before "
+                "the whole topic is dead letters; `tuneloop dlq ls` says why, mend the producer",
                 self._refused, len(self._recent), self._run,
             )  # fmt: skip
         if self._beyond % self._max_run == 0:
