@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from schemas.events import Message, RecordSubmitted
-from schemas.identity import content_hash, subject_of_prompt
+from schemas.identity import content_hash, subject_of_record
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _record(number: int, row: dict[str, Any], model: str, columns: Columns) -> R
     content = [model, kind, [[turn.role, turn.content] for turn in turns], answer, row.get("label")]
     return RecordSubmitted(
         model=model, kind=kind, messages=turns, label=row.get("label") if kind == "kto" else None, origin="import",
-        subject_id=subject or subject_of_prompt(prompt), record_id="import-" + content_hash(*content),
+        subject_id=subject or subject_of_record(turns), record_id="import-" + content_hash(*content),
         **{name: text or "" for name, text in answer.items()},
     )
 

@@ -77,13 +77,15 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     from streams import transact
     from streams.erased import Erased
     from streams.prepare.step import GROUP, PrepareStep, read_committed_shards
+    from streams.prepare.workers import WorkerPool
 
     bootstrap = addresses(settings).bootstrap
     secret = identity_secret(settings)
     erased = Erased(bootstrap, secret, _store(settings))
     step = PrepareStep(
         settings.models, _store(settings), lambda: read_committed_shards(bootstrap), split_key(secret), erased=erased,
-        budget=_budget(settings), helpers=settings.prepare_helpers,
+        budget=_budget(settings),
+        workers=WorkerPool(settings.models, split_key(secret), settings.prepare_helpers),
     )  # fmt: skip
     _say_ready(settings, GROUP)
     transact.run(

@@ -42,8 +42,8 @@ class Settings:
     ClickHouse; `allow_sources` names what a query there may use beside the project's own tables.
 
     `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own. `max_refused` is how many
-    records in a row a consumer may refuse before it ends (0 = any number; see `streams.dead_letters`). `file` is the
-    settings file that was read, "" where there was none.
+    records in a row a consumer may refuse before it slows down (0 = any number; see `streams.dead_letters`). `file` is
+    the settings file that was read, "" where there was none.
     """
 
     data_dir: str = ".tuneloop"

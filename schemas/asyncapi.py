@@ -97,7 +97,8 @@ def _server() -> Object:
 def _channel(topic: Topic) -> Object:
     names = [event.__name__ for event in topic.events] or [_DEAD_LETTER]
     names += [_TOMBSTONE] if topic.personal else []
-    config: Object = {name: int(value) for name, value in topic.config().items() if name != "cleanup.policy"}
+    said = {name: value for name, value in topic.config().items() if name != "cleanup.policy"}
+    config: Object = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in said.items()}
     config["cleanup.policy"] = topic.cleanup.split(",")
     return {
         "address": topic.name,

@@ -56,6 +56,10 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
     envelope: Envelope
 
 
+# Of one event, and of the headers of one that we read. What a broker takes may be larger: its limit is on what is
+# compressed, and it has none on headers, which go from event to event and into caches.
+MOST_BYTES, MOST_HEADER_BYTES = 4 << 20, 4 << 10
+
 _encoder = msgspec.json.Encoder()
 _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     name: msgspec.json.Decoder(event) for name, event in events.BY_NAME.items()
@@ -173,6 +177,8 @@ def decode(
     topic: str, value: bytes, headers: Iterable[tuple[str, Any]] | None, partition: int, offset: int, timestamp_ms: int
 ) -> tuple[Envelope, Any]:
     """Envelope and typed event of one record (not a tombstone). Raises `ContractError`, nothing else."""
+    if len(value) > MOST_BYTES:
+        raise ContractError(f"expected at most {MOST_BYTES} bytes, got {len(value)}")
     given = dict(headers) if headers else None
     kind, decode_body = _route(topic, given.get("ce_type")) if given else _plain(topic)
     try:
@@ -202,7 +208,7 @@ def _route(topic: str, raw: Any) -> tuple[str, Callable[[bytes], Any]]:
     kind = _text(raw, "ce_type") or _only_type(topic)
     decoder, row = _decoders.get(kind), BY_NAME.get(topic)
     if decoder is None or (row is not None and events.BY_NAME[kind] not in row.events):
-        raise ContractError(f"header ce_type: {kind!r} is not an event of topic {topic}")
+        raise ContractError(f"header ce_type: {kind[:64]!r} is not an event of topic {topic}")
     return kind, decoder.decode
 
 
@@ -210,6 +216,10 @@ def _envelope(kind: str, identity: Any, given: Mapping[str, Any], timestamp_ms: 
     get = given.get
     time, source, subject = get("ce_time"), get("ce_source"), get("ce_subject")
     correlation, causation, traceparent = get("ce_correlationid"), get("ce_causationid"), get("ce_traceparent")
+    said = filter(None, (identity, time, source, subject, correlation, causation, traceparent))
+    if (size := sum(map(len, said))) > MOST_HEADER_BYTES:
+        longest = max((name for name in given if name.startswith("ce_")), key=lambda name: len(given[name] or b""))
+        raise ContractError(f"header {longest}: expected at most {MOST_HEADER_BYTES} bytes in all of ce_*, got {size}")
     try:
         who = _source(source) if source else ""
         return Envelope(

@@ -15,6 +15,7 @@ import time
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 SECRET_BYTES = 32
@@ -125,8 +126,22 @@ def content_hash(*parts: Any) -> str:
 
 def normalise(text: str) -> str:
     """Text as identities see it: NFKC, case folded, white space collapsed."""
-    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", without_heaps(text)).casefold()
     return " ".join(text.split())
+
+
+def without_heaps(text: str) -> str:
+    """The first 30 of combining marks that stand on one letter (Unicode's Stream-Safe Text Format, UAX #15).
+
+    Normalisation sorts the marks of a letter, which costs the square of their number.
+    """
+    return _heaps().sub("", text)
+
+
+@lru_cache(maxsize=1)
+def _heaps() -> re.Pattern[str]:
+    marks = "".join(mark for mark in map(chr, range(0x300, 0x1F000)) if unicodedata.combining(mark))
+    return re.compile(f"(?<=[{marks}]{{30}})[{marks}]+")
 
 
 def subject_of_request(
@@ -137,8 +152,18 @@ def subject_of_request(
 
 
 def subject_of_prompt(prompt: str) -> str:
-    """Whose words an imported row carries when no column says so: a hash of its normalised prompt."""
+    """Whose words a record carries that names no subject: a hash of its normalised prompt."""
     return "prompt-" + content_hash(normalise(prompt))
+
+
+def subject_of_record(turns: Sequence[Any], prompt: str = "") -> str:
+    """`subject_of_prompt` of what a record asks, as it was said: before any repair or mask.
+
+    The one rule for import, preparation and erasure: `turns` (with `role` and `content`) up to the last of the user's,
+    else `prompt`.
+    """
+    asked = [turn.content for turn in turns if turn.role == "user"][-1:] or [prompt]
+    return subject_of_prompt(asked[0])
 
 
 def partition_of(value: str, partitions: int) -> int:

@@ -18,6 +18,7 @@ DAY_MS = 86_400_000
 # The broker refuses a record whose own timestamp is further ahead of its clock: nothing said later could correct it.
 # Its producer's time counts, not the broker's: a dead letter that is put back keeps the time of its record.
 CREATED_AHEAD_MS = 3_600_000
+STRANGERS = "applications"
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,23 @@ class Topic:
         if self.personal:
             # A tombstone must reach the disk within a day, however quiet the partition is.
             config |= {"max.compaction.lag.ms": str(DAY_MS), "segment.ms": str(DAY_MS)}
-        if self.max_bytes:
-            config["max.message.bytes"] = str(self.max_bytes)
-        return config
+        return config | self.bounds()
+
+    def bounds(self) -> dict[str, str]:
+        """The settings of a topic that bound what one record costs its readers."""
+        bounds = {"max.message.bytes": str(self.max_bytes)} if self.max_bytes else {}
+        if STRANGERS in self.producers:
+            # A broker's limit is on what is compressed: a megabyte of zstd may hold gigabytes for whoever unpacks it.
+            # Packed anew by the broker as lz4, which saves 255 to 1 at most, it is refused or holds at most 255 MB.
+            bounds["compression.type"] = "lz4"
+        return bounds
 
 
 DATA_PARTITIONS = 4
 # A broker's limit (1 MiB) is on what is compressed, a client's on what is not; and a consumer could never get past a
 # record whose letter is refused.
 DEAD_LETTER_BYTES = 32 * 1024 * 1024
-# Records in a row that a consumer may refuse before it takes its input for garbage and ends.
+# Records in a row that a consumer may refuse before it takes its input for garbage, slows down and raises an alarm.
 MAX_REFUSED = 1_000
 
 TOPICS: tuple[Topic, ...] = (

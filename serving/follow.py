@@ -23,6 +23,7 @@ from serving.engine import AdapterError, Engine, EngineError, same_fingerprint
 from streams import kafka
 from streams.artifacts import ArtifactError, ArtifactStore
 from streams.registry import find
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 TOPIC = "models.registry"
@@ -89,9 +90,8 @@ class Follower:
                     self._serve_champion(model)
                 self.caught_up.set()
             return
-        record = kafka.record_of(message)
-        if record.value is not None:
-            self._take(kafka.decode(record)[1])
+        for _, event in readable([kafka.record_of(message)]):
+            self._take(event)
 
     def _take(self, event: ModelStateChanged | BaseRegistered) -> None:
         if isinstance(event, BaseRegistered):

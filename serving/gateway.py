@@ -94,7 +94,9 @@ class Gateway:
             if parse_model(requested)[1] == "champion":
                 return self._follower.champion(name)
             loaded = self._follower.loaded(name, version)
-            return loaded or await asyncio.to_thread(self._follower.route, name, version)
+            if loaded is not None:
+                return loaded
+            return await asyncio.to_thread(self._follower.route, name, version)
         except RouteError as error:
             raise ApiError(503, str(error), "model", "not_ready", retry_after_s=2) from error
 

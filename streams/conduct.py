@@ -115,7 +115,7 @@ class Conductor:
         self._requested: dict[str, Requested] = {name: Requested({}, {}) for name in policies}
 
     async def take(self, record: Record) -> None:
-        """Note the wish in a record, if there is one. Raises `PoisonedError`."""
+        """Note the wish in a record, if there is one."""
         if record.value is None:
             return
         try:
@@ -123,6 +123,7 @@ class Conductor:
         except ContractError as error:
             self._budget.count(refused=True)
             await self._send(dead_letter(GROUP, record, str(error)))
+            await asyncio.sleep(self._budget.wait_s())
             return
         self._budget.count(refused=False)
         if isinstance(fact, DriftDetected):

@@ -1,16 +1,21 @@
 """Dead letters: a record that breaks the contract leaves the stream with its reason, and its bytes untouched.
 
-Bounded: a consumer whose input turns to garbage stops with an error instead of draining its topic into the
-dead letters (`Budget`). What is read out of them and put back is `streams.replay`'s.
+A consumer whose input turns to garbage slows down (`Budget`). What is read out of them and put back is
+`streams.replay`'s.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 
 from schemas.topics import DEAD_LETTER_BYTES, MAX_REFUSED, dead_letters
+from streams import metrics
 from streams.kafka import Out, Record
 
+log = logging.getLogger(__name__)
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 # A letter must always have room, or its consumer never gets past what it is about.
 LARGEST_BYTES, LONGEST_REASON = DEAD_LETTER_BYTES // 4 * 3, 1_000
 ERRORS = "__connect.errors."
@@ -20,12 +25,11 @@ ORIGINAL = "tuneloop.original."
 RESERVED = (ERRORS, ORIGINAL)
 
 
-class PoisonedError(RuntimeError):
-    """Too many records in a row, or too large a share of the last ones, had to be refused."""
-
-
 class Budget:
-    """How much garbage is bearable: `max_run` refused records in a row (0: any number), and a share of the last ones.
+    """How much garbage is borne at full speed: `max_run` refused records in a row (0: any number), and a share of the
+    last ones. A consumer beyond it goes on, so that no producer can stop it, but slows down: it waits a little after
+    every `max_run` records more, longer each time up to `LONGEST_WAIT_S`. That raises an alarm, and leaves time to mend
+    the producer before the whole topic is dead letters.
 
     `window` (records; twice the run unless given) is how many the share is taken of.
     """
@@ -34,9 +38,11 @@ class Budget:
         self._max_run, self._max_share = max_run or float("inf"), max_share if max_run else 1.0
         self._recent: deque[bool] = deque(maxlen=window or 2 * max_run or 1)
         self._run = self._refused = 0
+        self._beyond = self._waits = 0  # records counted since the bound was passed, waits since then
+        self._due_s = 0.0
 
     def count(self, refused: bool) -> None:
-        """Count one record. Raises `PoisonedError` where a bound is passed."""
+        """Count one record."""
         if not refused and not self._refused:  # as a rule; this runs for every record
             self._recent.append(False)
             return
@@ -46,11 +52,34 @@ class Budget:
         self._recent.append(refused)
         full = len(self._recent) == self._recent.maxlen
         if self._run > self._max_run or (full and self._refused > self._max_share * len(self._recent)):
-            raise PoisonedError(
-                f"{self._refused} of the last {len(self._recent)} records were refused, {self._run} in a row: "
-                "stopped before the whole topic becomes dead letters; mend the producer, then start with "
-                "TUNELOOP_MAX_REFUSED=0 until what lies here already has gone through"
-            )
+            self._count_beyond()
+        elif self._beyond:
+            log.warning("records are taken again: back to full speed")
+            self._beyond = self._waits = 0
+
+    def _count_beyond(self) -> None:
+        if self._beyond == 0:
+            log.error(
+                "%d of the last %d records were refused, %d in a row: slowing down, so that somebody may look before "
+                "the whole topic is dead letters; `tuneloop dlq ls` says why, mend the producer",
+                self._refused, len(self._recent), self._run,
+            )  # fmt: skip
+        if self._beyond % self._max_run == 0:
+            self._due_s = min(FIRST_WAIT_S * 2**self._waits, LONGEST_WAIT_S)
+            self._waits = min(self._waits + 1, 10)
+        self._beyond += 1
+
+    def wait_s(self) -> float:
+        """How long to wait now, as a rule 0; said once."""
+        due_s, self._due_s = self._due_s, 0.0
+        if due_s:
+            metrics.SLOWED.inc(due_s)
+        return due_s
+
+    def slow_down(self) -> None:
+        """Wait as long as that: to be called once a batch."""
+        if wait_s := self.wait_s():
+            time.sleep(wait_s)
 
 
 def dead_letter(group: str, record: Record, reason: str, exception: str = "ContractError") -> Out:

@@ -13,9 +13,10 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.events import ErasureCompleted, ErasureRequested
-from schemas.identity import key_id, parse_answer_id, subject_hash
+from schemas.identity import erasure_id, key_id, parse_answer_id, subject_hash
 from streams import kafka
 from streams.artifacts import ArtifactStore, MissingArtifactError
+from streams.unreadable import decoded
 
 TOPIC = "subjects.erasures"
 # A request is this old at most before every consumer knows of it; `streams.erase` waits longer before it looks.
@@ -64,12 +65,17 @@ class Erased:
 
     Feedback often says nothing of whose it is, only of which answer: so the ids of a subject's answers are known here,
     too, while they are being erased, afterwards, and of those that came after it all (`answered`).
+
+    A request that cannot be read must not let through in silence what it was to keep out. Its key still says whom it
+    is about: an erasure's id is made of the subject's hash. Under any other key nobody can tell; the alarm
+    (`streams.unreadable`) then asks a person to find out who it was, and to ask for the erasure anew.
     """
 
     def __init__(self, bootstrap: str, secret: bytes, store: ArtifactStore) -> None:
         self._secret, self._store = secret, store
         self._hashes: set[str] = set()
         self._inferences = {path.rsplit("/", 1)[1] for path, _ in store.files(LATE)}
+        self._unread: set[str] = set()  # erasures of which a record cannot be read
         self._under_way: set[str] = set()  # erasures whose subject's answers are still being found
         self._refreshed_at = float("-inf")
         self._reader = kafka.consumer(bootstrap, "unused-no-group")
@@ -97,7 +103,11 @@ class Erased:
     def _take(self, record: kafka.Record) -> None:
         if record.value is None:
             return
-        _, event = kafka.decode(record)
+        pair = decoded(record)
+        if pair is None:
+            self._unread.add((record.key or b"").decode(errors="replace").removesuffix("/receipt"))
+            return
+        event = pair[1]
         self._hashes.add(event.subject_hash)
         if isinstance(event, ErasureCompleted):
             return
@@ -113,14 +123,17 @@ class Erased:
             self._inferences.update(read_inferences(self._store, event.erasure_id))
 
     def anybody(self) -> bool:
-        return bool(self._hashes)
+        return bool(self._hashes or self._unread)
 
     def covers(self, subject_id: str, inference_id: str = "") -> bool:
-        if not self._hashes:
+        if not self.anybody():
             return False
         if inference_id and inference_id in self._inferences:
             return True
-        return bool(subject_id) and subject_hash(self._secret, subject_id) in self._hashes
+        if not subject_id:
+            return False
+        hashed = subject_hash(self._secret, subject_id)
+        return hashed in self._hashes or (bool(self._unread) and erasure_id(hashed) in self._unread)
 
     def answered(self, subject_id: str, inference_id: str) -> None:
         if inference_id not in self._inferences and parse_answer_id(inference_id) is not None:

@@ -42,6 +42,8 @@ from streams.kafka import Out, Record
 
 log = logging.getLogger(__name__)
 NO_ANSWER = "InferenceMissing"
+# Of a training record, without its headers: what a broker takes (1 MiB) even where nothing of it can be compressed.
+LARGEST_BYTES = 900_000
 
 
 def as_out(record: RecordSubmitted, cause: codec.Envelope, partitions: int) -> Out:
@@ -51,6 +53,15 @@ def as_out(record: RecordSubmitted, cause: codec.Envelope, partitions: int) -> O
         correlation_id=cause.correlation_id or cause.id, causation_id=cause.id,
         event_id=f"{cause.id}/{record.record_id}", time_ms=cause.time_ms,
     )
+
+
+def _written(lesson: Lesson, feedback: Record) -> Out:
+    """A training record, or the dead letter of the feedback that makes one which is too large for its topic."""
+    out = as_out(lesson.record, lesson.cause, BY_NAME["training.raw"].partitions)
+    size = len(out.value or b"")
+    if size <= LARGEST_BYTES:
+        return out
+    return dead_letter(GROUP, feedback, f"expected a training record of at most {LARGEST_BYTES} bytes, got {size}")
 
 
 class Join:
@@ -104,10 +115,17 @@ class Join:
         async with self._locks[record.partition]:
             if record.value is None:
                 await self._forget_feedback(record.partition, record.key)
-            elif (clock_ms := rows.clock_of(record)) is not None:
-                await self._expire(record.partition, clock_ms)
+                return
+            try:
+                clock_ms = rows.clock_of(record)
+                feedback = rows.feedback_of(record) if clock_ms is None else None
+            except rows.UNREADABLE as error:
+                await self._sender.send(dead_letter(GROUP, record, f"neither feedback nor the clock: {error}"))
+                return
+            if feedback is not None:
+                await self._take_feedback(feedback)
             else:
-                await self._take_feedback(rows.feedback_of(record))
+                await self._expire(record.partition, clock_ms or 0)
 
     async def _take_feedback(self, feedback: Record) -> None:
         """Learn from feedback, or have it wait."""
@@ -128,13 +146,14 @@ class Join:
         """Write the training records that follow from feedback on an answer, then the marks of what was written."""
         policy = self._policies.get(inference.model)
         metrics, thresholds = (policy.metrics, policy.thresholds) if policy else ({}, {})
-        lessons = []
-        for pair in [await self._decoded(record) for record in said]:
+        lessons, causes = [], {}
+        for feedback in said:
+            pair = await self._decoded(feedback)
             if pair is not None and (record := training_record(inference, pair[1], metrics, thresholds)):
                 lessons.append(Lesson(record, pair[0]))
+                causes[pair[0].id] = feedback
         written, made = to_write(answer.made, lessons)
-        partitions = BY_NAME["training.raw"].partitions
-        await self._sender.send_all([as_out(lesson.record, lesson.cause, partitions) for lesson in written])
+        await self._sender.send_all([_written(lesson, causes[lesson.cause.id]) for lesson in written])
         if made != answer.made:
             kept = msgspec.structs.replace(answer, made=made)
             self._answers[inference.inference_id.encode()] = rows.pack(kept)
@@ -170,7 +189,7 @@ class Join:
         return {key: rows.unpack_waiting(value) for key, value in found if rows.waits_for(key, inference)}
 
     async def _decoded(self, record: Record) -> tuple[codec.Envelope, Any] | None:
-        """Envelope and event of a record; None where it became a dead letter. Raises `PoisonedError`."""
+        """Envelope and event of a record; None where it became a dead letter."""
         try:
             pair = kafka.decode(record)
             if self._ids is not None:
@@ -180,6 +199,7 @@ class Join:
         except (ContractError, MadeUpIdError) as error:
             self._budget.count(refused=True)
             await self._sender.send(dead_letter(GROUP, record, str(error)))
+            await asyncio.sleep(self._budget.wait_s())
             return None
 
 

@@ -245,7 +245,7 @@ def commit_idle(client: Consumer, before: set[tuple[str, int, int]]) -> set[tupl
 
 
 def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0) -> None:
-    """Create every topic of `schemas.topics` that does not exist yet; those that do get their largest record's size.
+    """Create every topic of `schemas.topics` that does not exist yet; those that do get what bounds their records.
 
     Raises `KafkaException`.
     """
@@ -265,13 +265,14 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
     wait_until_known(client, [topic.topic for topic in missing], timeout_s)
     if missing:
         _wait_for_coordinators(bootstrap, timeout_s)
-    sizes = [
+    bounds = [
         ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=[
-            ConfigEntry("max.message.bytes", str(topic.max_bytes), incremental_operation=AlterConfigOpType.SET)
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in topic.bounds().items()
         ])
-        for topic in all_topics() if topic.max_bytes and topic.name in existing
+        for topic in all_topics() if topic.bounds() and topic.name in existing
     ]  # fmt: skip
-    for future in client.incremental_alter_configs(sizes).values() if sizes else ():
+    for future in client.incremental_alter_configs(bounds).values() if bounds else ():
         future.result(timeout_s)
 
 

@@ -260,6 +260,7 @@ def _answer(
         envelope, event = kafka.decode(record)
     except ContractError as error:
         budget.count(refused=True)
+        budget.slow_down()
         return [dead_letter(group, record, str(error))]
     budget.count(refused=False)
     request = job.accept(envelope, event)

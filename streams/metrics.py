@@ -60,6 +60,13 @@ DEAD_LETTERS = Counter(
     "tuneloop_dead_letters", "Records that broke the contract, by the topic they came from.", ["group", "topic"],
     registry=registry,
 )  # fmt: skip
+UNREADABLE = Counter(
+    "tuneloop_unreadable_records", "Records of our own topics that a reader without dead letters passed over.",
+    ["topic"], registry=registry,
+)  # fmt: skip
+SLOWED = Counter(
+    "tuneloop_slowed_seconds", "Waited because most of what came in had to be refused.", registry=registry
+)
 BATCH_SECONDS = Histogram(
     "tuneloop_batch_seconds", "From a gathered batch (or a job) to its commit.", buckets=_BUCKETS, registry=registry
 )

@@ -36,6 +36,7 @@ from streams.artifacts import ArtifactStore
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
 from streams.registry import Outcome
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP = "register"
@@ -98,6 +99,7 @@ class RegisterStep:
                 continue
             self._budget.count(refused=False)
             outs += self._on(envelope, event)
+        self._budget.slow_down()
         return outs
 
     def _on(self, envelope: Envelope, event: Any) -> list[Out]:
@@ -198,10 +200,7 @@ def read_registry(
     """The registry as it stands: model states and bases, by name. `settled` as in `kafka.read_to_end`."""
     models: dict[str, ModelStateChanged] = {}
     bases: dict[str, BaseRegistered] = {}
-    for record in kafka.read_to_end(bootstrap, "models.registry", settled=settled):
-        if record.value is None:
-            continue
-        _, event = kafka.decode(record)
+    for _, event in readable(kafka.read_to_end(bootstrap, "models.registry", settled=settled)):
         if isinstance(event, ModelStateChanged):
             models[event.model] = event
         else:

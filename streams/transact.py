@@ -21,6 +21,8 @@ from streams.kafka import Out, Record
 from streams.watchdog import Membership
 
 log = logging.getLogger(__name__)
+# How long a step may take over a batch. That it hangs the watchdog notices sooner, by its signs of life.
+HANDLE_LIMIT_MS = 120_000
 
 
 class Step(Protocol):
@@ -30,7 +32,11 @@ class Step(Protocol):
         """Rebuild state for these (topic, partition) pairs from committed output."""
 
     def handle(self, batch: list[Record]) -> list[Out]:
-        """The records that this batch makes. May store artifacts; must not produce."""
+        """The records that this batch makes. May store artifacts; must not produce.
+
+        May take out of a batch that lasts long the last records of a partition, but not all there are: they come
+        again with the next.
+        """
 
 
 def run(
@@ -50,7 +56,7 @@ def run(
     Raises `transaction.FencedError`, `transaction.RefusedError`, `KafkaException` (fatal errors only) and
     `LostMembershipError`.
     """
-    client = kafka.consumer(bootstrap, group, transactional_id)
+    client = kafka.consumer(bootstrap, group, transactional_id, **{"max.poll.interval.ms": HANDLE_LIMIT_MS})
     writer = transaction.fresh_producer(bootstrap, transactional_id)
     batch: list[Record] = []
 
@@ -74,11 +80,13 @@ def run(
             member.check()
             if not batch:
                 idle_at = kafka.commit_idle(client, idle_at)
-            elif _commit(client, writer, step, batch, failures):
+            elif (left := _commit(client, writer, step, batch, failures)) is not None:
                 failures = 0
                 after_commit()
+                batch[:] = left
             else:
                 failures += 1
+                batch.clear()
                 writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
                 step.assigned([(place.topic, place.partition) for place in assignment])
     finally:
@@ -87,11 +95,13 @@ def run(
 
 
 def gather(client: Consumer, batch: list[Record], batch_records: int, linger_s: float, stop: threading.Event) -> None:
-    """Fill `batch` anew until it is full (by records or bytes) or `linger_s` has passed since its first record.
+    """Fill `batch` until it is full (by records or bytes) or `linger_s` has passed since its first new record.
 
-    A rebalance happens inside `consume`; whoever minds clears `batch` from its callback.
+    A rebalance happens inside `consume`; whoever minds clears `batch` from its callback. One record is asked for even
+    where it is full: whoever does not poll loses its place in the group.
     """
-    batch[:] = kafka.messages_of(client.consume(min(batch_records, kafka.CONSUME_RECORDS), timeout=0.2))
+    wanted = max(1, min(batch_records - len(batch), kafka.CONSUME_RECORDS))
+    batch += kafka.messages_of(client.consume(wanted, timeout=0.0 if batch else 0.2))
     deadline, left_bytes = time.monotonic() + linger_s, kafka.BATCH_BYTES - kafka.size_bytes(batch)
     while batch and len(batch) < batch_records and left_bytes > 0 and not stop.is_set():
         left_s = deadline - time.monotonic()
@@ -103,9 +113,11 @@ def gather(client: Consumer, batch: list[Record], batch_records: int, linger_s: 
         left_bytes -= kafka.size_bytes(more)
 
 
-def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int) -> bool:
-    """One batch in one transaction. True = committed; False = to be done again after starting over."""
-    began = time.monotonic()
+def _commit(
+    client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int
+) -> list[Record] | None:
+    """One batch in one transaction. What of it is left for the next; None = to be done again after starting over."""
+    began, given = time.monotonic(), list(batch)
     failpoints.hit("transact.gathered")
     try:
         outs = step.handle(batch)
@@ -113,9 +125,11 @@ def _commit(client: Consumer, writer: Producer, step: Step, batch: list[Record],
         if error.args[0].fatal():
             raise
         log.warning("batch to be done again: %s", error.args[0].str())
-        return False
+        return None
     failpoints.hit("transact.handled")
-    if not transaction.commit(client, writer, outs, "transact", failures):
-        return False
+    done = set(map(id, batch))
+    left = [record for record in given if id(record) not in done] if len(batch) < len(given) else []
+    if not transaction.commit(client, writer, outs, "transact", failures, left):
+        return None
     metrics.batch_done(metrics.by_topic(batch), outs, time.monotonic() - began)
-    return True
+    return left

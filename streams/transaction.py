@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from streams import failpoints, kafka, metrics
-from streams.kafka import Out
+from streams.kafka import Out, Record
 
 log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 4.0
@@ -38,15 +38,18 @@ class UnansweredError(RuntimeError):
     """A request did not return; its producer is of no more use."""
 
 
-def commit(client: Consumer, writer: Producer, outs: list[Out], stage: str, failures: int) -> bool:
+def commit(
+    client: Consumer, writer: Producer, outs: list[Out], stage: str, failures: int, left: Sequence[Record] = ()
+) -> bool:
     """Publish `outs` with the consumer's positions. True = committed; False = `start_over` and do it again.
 
-    `stage` names the failpoints: STAGE.begun, .produced, .offsets_sent, .committed; `failures` is how often it has
-    failed in a row. Raises `FencedError`, `RefusedError`.
+    `left` were read and not dealt with: a partition's position is before the first of these. `stage` names the
+    failpoints: STAGE.begun, .produced, .offsets_sent, .committed; `failures` is how often it has failed in a row.
+    Raises `FencedError`, `RefusedError`.
     """
     try:
         with kafka.at_most(kafka.TRANSACTION_LIMIT_S, "a transaction", client):
-            _publish(client, writer, outs, stage, min(HUNG_S * 2**failures, LONGEST_HUNG_S))
+            _publish(client, writer, outs, left, stage, min(HUNG_S * 2**failures, LONGEST_HUNG_S))
     except UnansweredError as error:
         log.warning("transaction given up, to be done again: %s", error)
     except KafkaException as error:
@@ -65,18 +68,29 @@ def commit(client: Consumer, writer: Producer, outs: list[Out], stage: str, fail
     return False
 
 
-def _publish(client: Consumer, writer: Producer, outs: list[Out], stage: str, patience_s: float) -> None:
+def _publish(
+    client: Consumer, writer: Producer, outs: list[Out], left: Sequence[Record], stage: str, patience_s: float
+) -> None:
     writer.begin_transaction()
     failpoints.hit(f"{stage}.begun")
     for record in outs:
         kafka.produce(writer, record)
     failpoints.hit(f"{stage}.produced")
-    places, group = kafka.positions(client), client.consumer_group_metadata()
+    places, group = _before(kafka.positions(client), left), client.consumer_group_metadata()
     request = lambda: writer.send_offsets_to_transaction(places, group, REQUEST_TIMEOUT_S)  # noqa: E731
     _answered(request, "sending offsets", patience_s)
     failpoints.hit(f"{stage}.offsets_sent")
     _retrying(writer.commit_transaction)
     failpoints.hit(f"{stage}.committed")
+
+
+def _before(positions: list[TopicPartition], left: Sequence[Record]) -> list[TopicPartition]:
+    """These positions, moved back to the first record of each partition that is left."""
+    first = {(record.topic, record.partition): record.offset for record in reversed(left)}
+    return [
+        TopicPartition(place.topic, place.partition, first.get((place.topic, place.partition), place.offset))
+        for place in positions
+    ]
 
 
 def _answered(request: Callable[[], object], what: str, patience_s: float) -> None:

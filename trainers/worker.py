@@ -16,6 +16,7 @@ from schemas.events import CandidateTrained, JobEnded, JobProgressed, JobRequest
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 _SETS = ("new_data", "replay_data")
@@ -86,5 +87,4 @@ class WorkJob:
 
 def finished_jobs(bootstrap: str) -> set[str]:
     """Jobs whose candidate is published."""
-    records = kafka.read_to_end(bootstrap, "models.candidates")
-    return {kafka.decode(record)[1].job_id for record in records if record.value is not None}
+    return {event.job_id for _, event in readable(kafka.read_to_end(bootstrap, "models.candidates"))}

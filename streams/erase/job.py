@@ -15,6 +15,7 @@ from schemas.codec import Envelope
 from schemas.events import ErasureCompleted, ErasureRequested, ShardWritten, TaughtBy
 from streams import kafka
 from streams.kafka import Out
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP, TOPIC, SOURCE = "erase", "subjects.erasures", "erase"
@@ -79,9 +80,8 @@ def receipt(bootstrap: str, erasure_id: str) -> ErasureCompleted | None:
 
 def _last_receipt(bootstrap: str, erasure_id: str) -> tuple[Envelope, ErasureCompleted] | None:
     found = None
-    for record in kafka.read_to_end(bootstrap, TOPIC, settled=True):  # it may be of the transaction before this one
-        if record.value is not None:
-            envelope, event = kafka.decode(record)
-            if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:
-                found = envelope, event
+    # It may be of the transaction before this one.
+    for envelope, event in readable(kafka.read_to_end(bootstrap, TOPIC, settled=True)):
+        if isinstance(event, ErasureCompleted) and event.erasure_id == erasure_id:
+            found = envelope, event
     return found

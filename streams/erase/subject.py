@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from schemas.events import Message
-from schemas.identity import ANSWER_ID, subject_of_prompt
+from schemas.identity import ANSWER_ID, subject_of_record
 from streams.kafka import Record
 
 _INFERENCE = re.compile(ANSWER_ID.encode())
@@ -124,11 +124,10 @@ class Subject:
         """A row that came without a subject has that of its prompt."""
         return self.subject_id.startswith("prompt-")
 
-    def _asked(self, prompt: str, messages: Iterable[Message]) -> bool:
+    def _asked(self, prompt: str, messages: Sequence[Message]) -> bool:
         if not self._asks():
             return False
-        asked = [turn.content for turn in messages if turn.role == "user"][-1:] or [prompt]
-        return subject_of_prompt(asked[0]) == self.subject_id
+        return subject_of_record(messages, prompt) == self.subject_id
 
     def _in_headers(self, record: Record) -> bool:
         """Whether a header of the sender's own names them."""

@@ -27,6 +27,8 @@ _PERSONAL = {"max.compaction.lag.ms": str(DAY_MS), "segment.ms": str(DAY_MS)}
 REKEYED_CONFIG = {"cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS), **_PERSONAL}
 CHANGELOG_CONFIG = {"cleanup.policy": "compact", **_PERSONAL}
 _ORIGIN, _CLOCK = "join_origin", "join_clock"
+# What `clock_of` and `feedback_of` raise for a record that somebody else wrote.
+UNREADABLE = (ValueError, IndexError, AttributeError, TypeError)
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

@@ -79,6 +79,7 @@ class ClickHouseStore:
     def read(self, records: list[Record]) -> Rows:
         """Rows by landing table; the dead letters among the records are on their way."""
         self._erased.refresh()
+        self._budget.slow_down()
         letters: list[Out] = []
         landed = self._admitted(self._decoded(records, letters))
         tables = {table_name(event): arrow_table(event, rows) for event, rows in landed.items() if rows}

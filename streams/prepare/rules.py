@@ -1,8 +1,8 @@
 """The preparation rules: pure functions from a submitted record to a row of a shard, or a reason to drop it.
 
-Order: shape → length → text repair → emptiness, noise and repetition → scrubbing → identity and split. What needs to
-know other rows (duplicates, contradictions, caps) stands in `streams.prepare.admit`. Any change here, there or in what
-these import changes `RULES_VERSION`.
+Order: shape → length → subject → text repair → emptiness, noise and repetition → scrubbing → identity and split. What
+needs to know other rows (duplicates, contradictions, caps) stands in `streams.prepare.admit`. Any change here, there or
+in what these import changes `RULES_VERSION`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from schemas.codec import Envelope
 from schemas.events import Message, RecordSubmitted
-from schemas.identity import content_hash, normalise, split_of, subject_of_prompt
+from schemas.identity import content_hash, normalise, split_of, subject_of_record
 from schemas.policy import ModelPolicy
 from streams.prepare.near import signature
 from streams.prepare.pii import scrub
@@ -51,6 +51,7 @@ def prepare(event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy, key
     answers = {"completion": answer, "chosen": event.chosen, "rejected": event.rejected}
     if sum(map(len, [*answers.values(), *(turn.content for turn in context)])) > MAX_CHARACTERS:
         return Dropped("too long")
+    subject = event.subject_id or subject_of_record(context)
     turns = [{"role": turn.role, "content": repair(turn.content)} for turn in context]
     answers = {name: repair(text) for name, text in answers.items()}
     reason = _missing_answer(event, answers) or _unfit([turn["content"] for turn in turns], answers)
@@ -60,7 +61,7 @@ def prepare(event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy, key
     regions = policy.phone_regions
     turns = [{**turn, "content": _scrubbed(turn["content"], regions, masked)} for turn in turns]
     answers = {name: _scrubbed(text, regions, masked) for name, text in answers.items()}
-    return Prepared(_row(event, envelope, policy, key, turns, answers), dict(masked))
+    return Prepared(_row(event, envelope, policy, key, subject, turns, answers), dict(masked))
 
 
 def _conversation(event: RecordSubmitted) -> tuple[list[Message], str]:
@@ -98,10 +99,9 @@ def _scrubbed(text: str, phone_regions: list[str], masked: Counter[str]) -> str:
 
 
 def _row(
-    event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy, key: bytes,
+    event: RecordSubmitted, envelope: Envelope, policy: ModelPolicy, key: bytes, subject: str,
     turns: list[dict[str, str]], answers: dict[str, str],
 ) -> dict[str, Any]:
-    subject = event.subject_id or subject_of_prompt(turns[-1]["content"])
     context = [normalise(turn["content"]) for turn in turns]
     said = [normalise(text) for text in answers.values()]
     split = split_of(subject, key, policy.validation_share, policy.test_share)

@@ -9,6 +9,7 @@ process that was fenced cannot overwrite what its heir has committed.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,19 +28,25 @@ from streams.kafka import Out, Record
 from streams.prepare.admit import Admission
 from streams.prepare.augment import augmented
 from streams.prepare.gathered import gather, remembered
-from streams.prepare.read import Crew
+from streams.prepare.read import Reading
 from streams.prepare.rules import RULES_VERSION
 from streams.prepare.shard import counted, put_shard, ref_of
+from streams.prepare.workers import WorkerPool
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP, SHARDS = "prepare", "training.shards"
 GATHER_EVERY = 500
+# A batch that takes longer to read is cut off there: its member must poll, and what is done is worth committing.
+READ_LIMIT_S = 15.0
 Place = tuple[str, int]
 
 
 class PrepareStep:
-    """See the module. `committed_shards` yields every committed `ShardWritten`; `split_key` says whose rows are held
-    out (`schemas.identity.split_key`); `helpers` more processes read."""
+    """See the module. `committed_shards` yields every committed `ShardWritten`; the rules run in `workers`.
+
+    `split_key` says whose rows are held out (`schemas.identity.split_key`).
+    """
 
     def __init__(
         self,
@@ -49,12 +56,12 @@ class PrepareStep:
         split_key: bytes,
         budget: Budget | None = None,
         erased: Suppression | None = None,
-        helpers: int = 0,
+        workers: WorkerPool | None = None,
     ) -> None:
         self._policies, self._store, self._committed_shards = policies, store, committed_shards
         self._budget, self._erased = budget or Budget(), erased or Nobody()
         self._admission = Admission()
-        self._crew = Crew(policies, split_key, helpers)
+        self._workers = workers or WorkerPool(policies, split_key)
         self._said = 0  # shards since they were last gathered
 
     def assigned(self, partitions: list[Place]) -> None:
@@ -68,17 +75,25 @@ class PrepareStep:
             self._said = 0
         self._erased.refresh()
         outs: list[Out] = []
+        done: list[Record] = []
         by_place: dict[Place, list[Record]] = defaultdict(list)
         for record in batch:
             by_place[record.topic, record.partition].append(record)
+        until = time.monotonic() + READ_LIMIT_S
         for place, records in by_place.items():
-            outs += self._partition(place, records)
+            if done and time.monotonic() > until:
+                break
+            readings = self._workers.read(records, until)
+            records = records[: sum(reading.records for reading in readings)]
+            outs += self._partition(place, records, readings)
+            done += records
+        batch[:] = done
         self._said += sum(out.topic == SHARDS for out in outs)
+        self._budget.slow_down()
         return outs
 
-    def _partition(self, place: Place, records: list[Record]) -> list[Out]:
+    def _partition(self, place: Place, records: list[Record], readings: list[Reading]) -> list[Out]:
         """The shards (one per model) and dead letters of one partition's records."""
-        readings = self._crew.read(records)
         outs = self._refused(records, {offset: why for one in readings for offset, why in one.refused.items()})
         table = pa.Table.from_batches([reading.rows for reading in readings], SHARD_SCHEMA)
         drafts: dict[str, _Draft] = defaultdict(_Draft)
@@ -103,7 +118,7 @@ class PrepareStep:
         return outs
 
     def _refused(self, records: list[Record], reasons: dict[int, str]) -> list[Out]:
-        """Dead letters. Raises `PoisonedError` where there are too many."""
+        """Dead letters."""
         letters = []
         for record in records:
             if record.value is not None:
@@ -124,7 +139,8 @@ class PrepareStep:
             found.update(masked.get(fact["offset"], {}))
         rows = table.take(pa.array([fact["number"] for fact in facts], pa.int64()))
         made = augmented(rows.to_pylist(), policy) if policy.augment else []
-        rows = pa.concat_tables([rows, pa.Table.from_pylist(made, schema=SHARD_SCHEMA)])
+        # In one piece, so that its bytes are the same however many workers read it.
+        rows = pa.concat_tables([rows, pa.Table.from_pylist(made, schema=SHARD_SCHEMA)]).combine_chunks()
         identity = shard_id(topic, partition, *span, model, RULES_VERSION)
         path, digest, size_bytes = put_shard(self._store, model, identity, rows)
         return ShardWritten(
@@ -146,8 +162,6 @@ class _Draft:
 def read_committed_shards(bootstrap: str) -> list[ShardWritten]:
     """The last committed `ShardWritten` of every shard (one that was rewritten is said again), from the topic."""
     shards: dict[str, ShardWritten] = {}
-    for record in kafka.read_to_end(bootstrap, SHARDS, settled=True):
-        if record.value is not None:
-            shard = kafka.decode(record)[1]
-            shards[shard.shard_id] = shard
+    for _, shard in readable(kafka.read_to_end(bootstrap, SHARDS, settled=True)):
+        shards[shard.shard_id] = shard
     return list(shards.values())

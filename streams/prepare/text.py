@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 
 import ftfy
+
+from schemas.identity import without_heaps
 
 # Shares and counts below which only noise was seen; a short text is never judged by them.
 LEAST_LETTERS = 0.4
@@ -30,7 +33,8 @@ def repair(text: str) -> str:
     if (text.isascii() and text.isprintable()) or _sound(text):
         return text.strip()
     for _ in range(5):  # what one pass mends or trims can change how the rest reads
-        mended = ftfy.fix_text(text, normalization="NFC").strip()
+        mended = ftfy.fix_text(text, normalization=None)
+        mended = unicodedata.normalize("NFC", without_heaps(mended)).strip()
         if mended == text:
             break
         text = mended

@@ -70,6 +70,7 @@ def plain(parts: Parts, topic: str, start: Mark, count: int) -> Timed:
         transact.gather(client, batch, TRANSACTION_RECORDS, 0.5, stop)
         if batch:
             _forward(client, writer, step.handle(batch))
+            batch.clear()
     assert writer.flush(60) == 0
     client.commit(offsets=kafka.positions(client), asynchronous=False)
     client.close()

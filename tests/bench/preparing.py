@@ -2,7 +2,7 @@
 
 Ours is the real thing: the transact loop with `PrepareStep` on `training.raw` (the shipped linger of 1 s, batches of
 5,000), shards in a local artifact store, their events and offsets committed. Its clock runs from the assignment to
-the last commit, with the helper process started before, for starting up counts for nobody.
+the last commit, with the worker processes started before, for starting up counts for nobody.
 
 prepare_vs_rules: against `streams.prepare.rules.prepare` alone over the same decoded records in memory, which is what
 Kafka, decoding, deduplication, Parquet and commits are measured by.
@@ -37,6 +37,7 @@ from streams.artifacts import ArtifactStore
 from streams.kafka import Out, Record
 from streams.prepare.rules import Prepared, prepare
 from streams.prepare.step import PrepareStep
+from streams.prepare.workers import WorkerPool
 from tests.bench import load
 from tests.bench.measure import Figure, Parts, Timed, clock, ratio
 from tests.broker import Mark, fresh, group_from, mark, since
@@ -51,12 +52,13 @@ class Counted(PrepareStep):
     """The step itself; sets `stop` with the last record, so that the loop ends with its commit."""
 
     def __init__(self, store: ArtifactStore, count: int, stop: threading.Event, start: float = 0.0) -> None:
-        super().__init__({load.MODEL: load.POLICY}, store, list, SPLIT_KEY, helpers=1)
+        super().__init__({load.MODEL: load.POLICY}, store, list, SPLIT_KEY,
+                         workers=WorkerPool({load.MODEL: load.POLICY}, SPLIT_KEY, 1))  # fmt: skip
         self.left, self.stop, self.begun, self._last = count, stop, start, 0
 
-    def start_helper(self) -> None:
+    def start_workers(self) -> None:
         """Before the clock, as with the peers: their processes, too, have everything imported."""
-        self._crew.wait_warm()
+        self._workers.wait_warm()
 
     def assigned(self, partitions: list[tuple[str, int]]) -> None:
         self.begun = self.begun or time.perf_counter()
@@ -86,7 +88,7 @@ def run_loop(parts: Parts, start: Mark, count: int) -> Timed:
     before = mark(parts.bootstrap, "training.shards")
     store, stop = ArtifactStore(str(parts.folder / fresh("shards"))), threading.Event()
     step, group = Counted(store, count, stop), group_from(parts.bootstrap, start)
-    step.start_helper()
+    step.start_workers()
     transact.run(parts.bootstrap, group, [RAW], step, stop, transactional_id=group, linger_s=1.0)
     seconds = time.perf_counter() - step.begun
     shards = [kafka.decode(record)[1] for record in since(parts.bootstrap, "training.shards", before)]

@@ -20,8 +20,7 @@ from streams import kafka
 from tests.faults.erase_child import ONCE
 from tests.faults.feed import TOPICS
 from tests.faults.machine import GROUPS, Machine
-from tests.faults.process import EX_POISONED
-from tests.faults.slots import PATIENCE_S, Slot, until
+from tests.faults.slots import PATIENCE_S, Slot, StuckError, until
 
 Fault = Callable[[Machine, Random, str], float]
 # How long past its session a stopped consumer sleeps.
@@ -169,38 +168,30 @@ def long_job(machine: Machine, random: Random, lane: str) -> float:
     return max(0.0, machine.recovery(time.monotonic() + seconds, {lane: last}))
 
 
+SLOWING = "slowing down"
 LIFTED = {"FAULTS_BUDGET": "0"}
 
 
 def flood(machine: Machine, random: Random, lane: str) -> float:
-    """Nothing but poison: the consumer stops by its budget.
-
-    Then somebody looks at it and lets it through once, with a budget lifted for that life: each poisoned record becomes
-    a dead letter, none is skipped, so that nothing is lost whatever it was.
-    """
+    """Nothing but poison: the consumer slows down and says so, ends for nobody, and each becomes a dead letter."""
     machine.ready(lane)
-    ended = {slot.name: len(slot.endings) for slot in machine.running(lane)}
+    slots = machine.running(lane)
+    ended = {slot.name: len(slot.endings) for slot in slots}
+    said = {slot.name: slot.said(SLOWING) for slot in slots}
     machine.feed.flooded.add(lane)
     try:
         for _ in range(4_000):
             machine.feed.say(lane)
-        until(lambda: any(_poisoned(slot, ended[slot.name]) for slot in machine.running(lane)), PATIENCE_S, f"{lane} poisoned")
+        slowed = lambda: any(slot.said(SLOWING) > said[slot.name] for slot in slots)  # noqa: E731
+        until(slowed, PATIENCE_S, f"{lane} to slow down")
     finally:
         machine.feed.flooded.discard(lane)
-    for slot in machine.running(lane):
-        slot.end()
-        slot.start(**LIFTED)
     before, began = machine.now(lane), time.monotonic()
     recovery_s = machine.recovery(began, before)
     until(lambda: machine.lag(lane) < 1_000, PATIENCE_S, f"{lane} through its poison")
-    for slot in machine.running(lane):
-        slot.end()
-        slot.start()
+    if any(len(slot.endings) > ended[slot.name] for slot in slots):
+        raise StuckError(f"{lane}: poison ended a consumer")
     return recovery_s
-
-
-def _poisoned(slot: Slot, since: int) -> bool:
-    return any(ending.code == EX_POISONED for ending in slot.endings[since:])
 
 
 def kill_in_a_loop(machine: Machine, random: Random, lane: str) -> float:
@@ -218,7 +209,7 @@ def kill_in_a_loop(machine: Machine, random: Random, lane: str) -> float:
 def replay(machine: Machine, random: Random, lane: str) -> float:
     """The group's offsets go back to the beginning and the sink asks no store: every row is written again.
 
-    Its budget for poison is lifted: floods of before come again. It has recovered when it moves on from there; the fault
+    It does not slow down for poison: floods of before come again. It has recovered when it moves on from there; the fault
     ends when it has caught up.
     """
     before = machine.now(lane)

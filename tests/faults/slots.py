@@ -130,6 +130,10 @@ class Slot:
             if self.wanted and now - self.endings[-1].at >= rest_s:
                 self._spawn("", {})
 
+    def said(self, words: str) -> int:
+        """How often it has printed these words, in all its lives."""
+        return (self.folder / f"{self.name}.out").read_text(errors="replace").count(words)
+
     def tail(self, characters: int = 3_000) -> str:
         """The end of what it printed, without the client's lines of a broker that is away."""
         lines = (self.folder / f"{self.name}.out").read_text(errors="replace").splitlines()

@@ -46,6 +46,7 @@ class Copy:
 
     def handle(self, batch: list[Record]) -> list[Out]:
         outs = [self._one(record) for record in batch if record.value is not None]
+        self._budget.slow_down()
         stamp = ("batch", f"{uuid.uuid4().hex}/{len(outs)}".encode())
         return [replace(out, headers=[*out.headers, stamp]) for out in outs]
 

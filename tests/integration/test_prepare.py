@@ -25,10 +25,10 @@ from schemas.shards import SHARD_SCHEMA
 from schemas.topics import MAX_REFUSED
 from streams import kafka, transact
 from streams.artifacts import ArtifactError
-from streams.dead_letters import Budget, PoisonedError
 from streams.kafka import Record
-from streams.prepare.read import Crew, HelperLostError, read
+from streams.prepare.read import read
 from streams.prepare.step import PrepareStep, read_committed_shards
+from streams.prepare.workers import WorkerPool
 from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, since
 from tests.ids import SPLIT_KEY
 from tests.stores import store_at
@@ -42,8 +42,7 @@ class Bench:
 
     def __init__(self, bootstrap: str, folder: Path) -> None:
         self.bootstrap, self.model, self.policy = bootstrap, fresh("support"), ModelPolicy()
-        self.max_refused = MAX_REFUSED
-        self.store = store_at(folder)
+        self.store, self.workers = store_at(folder), None  # type: ArtifactStore, WorkerPool | None
         self.start: Mark = mark(bootstrap, RAW, SHARDS, DEAD)
         self.group = group_from(bootstrap, {place: end for place, end in self.start.items() if place[0] == RAW})
 
@@ -66,7 +65,7 @@ class Bench:
         return since(self.bootstrap, DEAD, self.start)
 
     def loop(self) -> Callable[[threading.Event], None]:
-        step = PrepareStep({self.model: self.policy}, self.store, self.shards, SPLIT_KEY, Budget(self.max_refused))
+        step = PrepareStep({self.model: self.policy}, self.store, self.shards, SPLIT_KEY, workers=self.workers)
         return lambda stop: transact.run(
             self.bootstrap, self.group, [RAW], step, stop, transactional_id=self.group, linger_s=0.3
         )
@@ -149,17 +148,13 @@ def test_an_unknown_model_and_broken_json_become_dead_letters(bench) -> None:
     assert b"'nobody'" in letters[stranger] and b"$.prompt" in letters[mistyped]
 
 
-def test_a_consumer_that_ended_on_garbage_gets_past_it_where_its_bound_is_lifted(bench) -> None:
+def test_however_much_garbage_comes_in_a_row_what_follows_it_is_prepared(bench, caplog) -> None:
     broken = [b'{"broken": %d' % number for number in range(MAX_REFUSED + 200)]
     bench.submit(*broken, question(1))
-    for _ in range(2):
-        with pytest.raises(PoisonedError, match="TUNELOOP_MAX_REFUSED=0"):
-            bench.prepared()
-        assert bench.dead() == [] and bench.shards() == []
-    bench.max_refused = 0
     (shard,) = bench.prepared()
     assert shard.rows == 1
     assert [letter.value for letter in bench.dead()] == broken
+    assert "slowing down" in caplog.text
 
 
 def test_the_largest_broken_record_that_a_broker_takes_has_room_in_the_dead_letters(bench) -> None:
@@ -207,17 +202,17 @@ def test_the_same_offsets_make_the_same_shard(bench) -> None:
     assert said == shard
 
 
-def test_helpers_read_what_one_process_reads() -> None:
+def test_workers_read_what_one_process_reads() -> None:
     """The same rows, refusals, drops and masks, in the same order; a helper that is lost is said."""
     policies = {"support": ModelPolicy()}
     texts = ["please call +49 30 901820 about my parcel", "why was my card charged twice", "", "!" * 60]
     asked = [f"{texts[n % 4]} {n}" if n % 4 < 2 else texts[n % 4] for n in range(1_500)]
     bodies = [b'{"broken": ' if n % 97 == 0 else raw_body(prompt) for n, prompt in enumerate(asked)]
     records = [Record("training.raw", 0, n, 1, b"k%d" % n, body, [("mine", b"\x00")]) for n, body in enumerate(bodies)]
-    crew, alone = Crew(policies, SPLIT_KEY, helpers=2), read(records, policies, SPLIT_KEY)
-    crew.wait_warm()
-    readings = crew.read(records)
-    assert len(readings) == 3
+    pool, alone = WorkerPool(policies, SPLIT_KEY, helpers=2), read(records, policies, SPLIT_KEY)
+    pool.wait_warm()
+    readings = pool.read(records)
+    assert sum(reading.records for reading in readings) == len(records)
     assert pa.Table.from_batches([one.rows for one in readings]) == pa.Table.from_batches([alone.rows])
     assert [fact for one in readings for fact in one.facts] == alone.facts
     for name in ("masked", "refused"):
@@ -225,8 +220,8 @@ def test_helpers_read_what_one_process_reads() -> None:
     assert sum((Counter(one.dropped["support"]) for one in readings), Counter()) == Counter(alone.dropped["support"])
     for child in multiprocessing.active_children():
         child.kill()
-    with pytest.raises(HelperLostError):
-        crew.read(records)
+    again = pool.read(records)
+    assert [fact for one in again for fact in one.facts] == alone.facts, "fresh ones take the place of those that died"
 
 
 def raw_body(prompt: str) -> bytes:

@@ -26,7 +26,7 @@ def test_every_name_is_passed_somewhere_and_every_place_has_a_name() -> None:
     sources = [p for folder in ("streams", "serving", "trainers") for p in (ROOT / folder).rglob("*.py")]
     code = "\n".join(path.read_text() for path in sources)
     passed = set(re.findall(r'failpoints\.hit\("([^"]+)"\)', code))
-    stages = re.findall(r'transaction\.commit\([^)]*"(\w+)", failures\)', code)  # the loops that share the transaction's
+    stages = re.findall(r'transaction\.commit\([^)]*"(\w+)", failures\b', code)  # the loops that share the transaction's
     shared = re.findall(r'failpoints\.hit\(f"\{stage\}\.(\w+)"\)', code)
     assert len(stages) == 2 and len(shared) == 4
     assert passed | {f"{stage}.{name}" for stage in stages for name in shared} == set(failpoints.NAMES)

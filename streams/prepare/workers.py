@@ -1,0 +1,212 @@
+"""The worker processes of `prepare`: the rules run in them alone, so that one that does not return can be ended.
+
+Records go out in short runs, and each answer is a sign of life. A worker sets itself an alarm for each record, which
+the kernel sounds however busy the worker is: it ends the process. The run is then done again record by record in a
+fresh worker, and a record that ends that one as well is refused. What the others say stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+
+import msgspec
+import pyarrow as pa
+
+from schemas.policy import ModelPolicy
+from schemas.shards import SHARD_SCHEMA
+from streams import metrics
+from streams.kafka import Record
+from streams.prepare.read import Reading, read
+
+# A record that a rule takes longer over is refused: the slowest text that is admitted takes a second.
+LIMIT_S = 5.0
+# A worker answers after so many records, or for those that it has begun within so many seconds.
+RUN_RECORDS, RUN_S = 250, 5.0
+# Below this many records to each of them a second worker's answer comes later than the first's.
+WORTH_SHARING = 500
+Read = Callable[[Iterable[Record], Mapping[str, ModelPolicy], bytes], Reading]
+
+
+class WorkerLostError(RuntimeError):
+    """A worker does not even start: this process ends too, and the batch is read again by whoever takes its place."""
+
+
+@dataclass
+class _Run:
+    """Records to be read in one go; `start` is where they stand in the batch, `deaths` how many workers they ended."""
+
+    start: int
+    records: Sequence[Record]
+    deaths: int = 0
+
+    def rest(self, count: int) -> list[_Run]:
+        left = self.records[count:]
+        return [_Run(self.start + count, left, self.deaths)] if left else []
+
+    def one_by_one(self) -> list[_Run]:
+        return [_Run(self.start + number, [one], self.deaths + 1) for number, one in enumerate(self.records)]
+
+
+class WorkerPool:
+    """One worker, and `helpers` more from the first batch on that is worth it, used once they are up."""
+
+    def __init__(
+        self, policies: Mapping[str, ModelPolicy], split_key: bytes, helpers: int = 0, rules: Read = read,
+        limit_s: float = LIMIT_S,
+    ) -> None:  # fmt: skip
+        """`rules` is a function of a module's own: the workers import it by its name."""
+        self._told = msgspec.msgpack.encode(dict(policies)), split_key, rules, limit_s
+        self._limit_s, self._most = limit_s, 1 + helpers
+        self._workers = [_Worker(self._told)]
+
+    def read(self, records: Sequence[Record], until: float = float("inf")) -> list[Reading]:
+        """Readings of consecutive parts of `records`, from the first on; some at least.
+
+        Nothing is begun after `until` (by the monotonic clock): what is left then is to be read another time. Raises
+        `WorkerLostError`.
+        """
+        steps = range(0, len(records), RUN_RECORDS)
+        waiting = deque(_Run(start, records[start : start + RUN_RECORDS]) for start in steps)
+        done: dict[int, Reading] = {}
+        idle, busy = self._staff(len(records)), dict[Connection, tuple[_Worker, _Run]]()
+        while True:
+            while idle and waiting and (time.monotonic() < until or 0 not in done):
+                worker, run = self._alive(idle.pop()), waiting.popleft()
+                worker.send(run.records)
+                busy[worker.pipe] = worker, run
+            if not busy:
+                return _from_the_first(done)
+            for pipe in wait(list(busy)):
+                worker, run = busy.pop(pipe)  # type: ignore[call-overload]
+                reading = worker.receive()
+                metrics.heartbeat()
+                if reading is not None:
+                    done[run.start] = reading
+                    again = run.rest(reading.records)
+                elif len(run.records) == 1 and run.deaths:
+                    done[run.start], again = _refused(run.records[0], worker.how_it_ended(self._limit_s)), []
+                else:
+                    again = run.one_by_one()
+                waiting.extendleft(reversed(again))
+                idle.append(worker)
+
+    def wait_warm(self) -> None:
+        """Start all workers and return once they are up."""
+        for worker in self._staff(self._most * WORTH_SHARING + 1, start_alone=True):
+            worker.wait_warm()
+
+    def _staff(self, records: int, start_alone: bool = False) -> list[_Worker]:
+        """The workers for so many records; the others that this starts are there for a later batch."""
+        if records >= 2 * WORTH_SHARING:
+            self._workers += [_Worker(self._told) for _ in range(self._most - len(self._workers))]
+        if start_alone:
+            return self._workers
+        up = [worker for worker in self._workers if worker.is_warm()] or self._workers[:1]
+        return up[: max(1, records // WORTH_SHARING)]
+
+    def _alive(self, worker: _Worker) -> _Worker:
+        """This worker, or a fresh one in its place; it is up."""
+        if not worker.process.is_alive():
+            fresh = _Worker(self._told)
+            self._workers[self._workers.index(worker)] = worker = fresh
+        worker.wait_warm()
+        return worker
+
+
+def _from_the_first(done: Mapping[int, Reading]) -> list[Reading]:
+    """The readings that stand side by side from the first record on; one behind a gap is read again."""
+    readings, place = [], 0
+    while place in done:
+        readings.append(done[place])
+        place += done[place].records
+    return readings
+
+
+def _refused(record: Record, reason: str) -> Reading:
+    return Reading(pa.RecordBatch.from_pylist([], schema=SHARD_SCHEMA), [], {}, {}, {record.offset: reason}, 1)
+
+
+# Plain values and Arrow's own format, no pickle.
+_ENCODER = msgspec.msgpack.Encoder()
+_READINGS = msgspec.msgpack.Decoder(Reading)
+_RECORDS = msgspec.msgpack.Decoder(list[Record])
+_LOST = (EOFError, OSError)
+
+
+class _Worker:
+    """This side of one worker process."""
+
+    def __init__(self, told: tuple[bytes, bytes, Read, float]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, *told), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._warm = False
+
+    def is_warm(self) -> bool:
+        if not self._warm and self.pipe.poll(0):
+            self.wait_warm()
+        return self._warm
+
+    def wait_warm(self) -> None:
+        """Return once it has its imports behind it. Raises `WorkerLostError`."""
+        if not self._warm:
+            try:
+                self.pipe.recv_bytes()
+            except _LOST as error:
+                raise WorkerLostError(f"a worker of prepare did not start: {self.how_it_ended(LIMIT_S)}") from error
+            self._warm = True
+
+    def send(self, records: Sequence[Record]) -> None:
+        with contextlib.suppress(*_LOST):  # its end is noticed where its answer is received
+            self.pipe.send_bytes(_ENCODER.encode(records))
+
+    def receive(self) -> Reading | None:
+        """What it read; None where it has ended."""
+        try:
+            reading = _READINGS.decode(self.pipe.recv_bytes())
+        except _LOST:
+            self.process.kill()
+            self.process.join()
+            return None
+        reading.rows = pa.ipc.read_record_batch(pa.py_buffer(reading.rows), SHARD_SCHEMA)
+        return reading
+
+    def how_it_ended(self, limit_s: float) -> str:
+        self.process.join()
+        if self.process.exitcode == -signal.SIGALRM:
+            return f"a rule did not return within {limit_s:g} s"
+        return f"its worker ended with exit code {self.process.exitcode}"
+
+
+def work(pipe: Connection, policies: bytes, split_key: bytes, rules: Read, limit_s: float) -> None:
+    """A worker's life: read what it is sent until the one it works for is gone."""
+    known = msgspec.msgpack.decode(policies, type=dict[str, ModelPolicy])
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        pipe.send_bytes(b"warm")
+        while True:
+            reading = rules(_timed(_RECORDS.decode(pipe.recv_bytes()), limit_s), known, split_key)
+            reading.rows = reading.rows.serialize().to_pybytes()
+            pipe.send_bytes(_ENCODER.encode(reading))
+
+
+def _timed(records: Sequence[Record], limit_s: float) -> Iterator[Record]:
+    """Each record under its alarm, as many as begin within `RUN_S`."""
+    enough = time.monotonic() + RUN_S
+    for record in records:
+        # A handler in Python would wait for the rule to return; left to the kernel, the signal ends the process.
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+        yield record
+        if time.monotonic() > enough:
+            break
+    signal.setitimer(signal.ITIMER_REAL, 0)
