@@ -18,6 +18,7 @@ from deploy.local.errors import LocalPartError
 
 # Of a statement that the engine parsed, but cannot write as JSON. A statement's own text stands in errors too: hence ^.
 _UNWRITTEN = re.compile(r"^Code: 36\. DB::Exception: AST node of type .* does not support JSON serialization")
+_OUR_QUESTION = re.compile(r": In scope SELECT parseQueryToJSON\(.*\)(?=\. \([A-Z_]+\))", re.DOTALL)
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f"})
 
 
@@ -93,7 +94,10 @@ def _parsed(connection: Any, sql: bytes, settings: str = "") -> dict[str, Any]:
         raise EngineError(62, "Code: 62. DB::Exception: A statement holds a zero byte. (SYNTAX_ERROR)")
     text = decoded(sql).translate(_ESCAPED)  # a parameter's value is escaped as in TabSeparated
     asked = f"SELECT parseQueryToJSON({{sql:String}}) {settings}"
-    answer = connection.query(asked, "TSVRaw", params={"sql": text})
+    try:
+        answer = connection.query(asked, "TSVRaw", params={"sql": text})
+    except RuntimeError as error:
+        raise RuntimeError(_OUR_QUESTION.sub("", str(error))) from error
     try:
         tree: dict[str, Any] = json.loads(answer.bytes())
     except RecursionError:

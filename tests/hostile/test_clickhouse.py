@@ -169,6 +169,12 @@ def test_our_table_functions_are_among_those_that_chdb_calls_safe() -> None:
     assert {"sqlstandardvalues"} == TABLE_FUNCTIONS - SAFE_TABLE_FUNCTIONS, "VALUES as standard SQL writes it"
 
 
+@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT 1; SELECT 2", "SELECT 'a\\'b' FROM FROM", "GRANT ALL ON *.* TO default"])
+def test_an_error_is_of_the_statement_and_not_of_how_it_was_looked_at(at: Door, sql: str) -> None:
+    code, said = at.run(sql)
+    assert said.startswith(f"Code: {code}. DB::Exception: ") and "parseQueryToJSON" not in said
+
+
 # --- the fuzzer ---
 
 _BLANKS = [" ", "\t", "\n", "\r\n", "\x0b", "\x0c", "\u00a0", "\u2003", "\u3000", "\ufeff", "\u200b", "/**/", "/* ' */",
