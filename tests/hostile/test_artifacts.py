@@ -395,20 +395,31 @@ def test_only_plain_files_of_a_bounded_size_are_taken_in(
     assert store.files("bases") == []
 
 
-def test_what_is_stored_is_what_was_checked(base: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody swaps the files once the check is done: what was checked is a copy by then."""
+GOOD, BAD = '{"architectures": ["LlamaForCausalLM"]}', '{"auto_map": {"AutoModel": "x.Y"}}'
+
+
+@pytest.mark.parametrize("at", ["_copy", "inspect"])
+def test_what_is_stored_is_what_was_checked(
+    base: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Somebody swaps the files once they are copied, or once they are checked: neither gets unchecked files stored."""
     from deploy.bases import add
 
-    checked = add.inspect
+    done = getattr(add, at)
 
-    def swap(folder: Path) -> dict[str, Any]:
-        facts = checked(folder)
-        (base / "config.json").write_text('{"auto_map": {"AutoModel": "x.Y"}}')
-        return facts
+    def swap(*folders: Path) -> Any:
+        result = done(*folders)
+        (base / "config.json").write_text(GOOD if at == "_copy" else BAD)
+        return result
 
-    monkeypatch.setattr(add, "inspect", swap)
-    asked = take_in("mine", str(base), store)
-    assert b"auto_map" not in store.read_bytes(f"{asked.path}/config.json")
+    (base / "config.json").write_text(BAD if at == "_copy" else GOOD)
+    monkeypatch.setattr(add, at, swap)
+    if at == "_copy":
+        with pytest.raises(BaseError, match="auto_map"):
+            take_in("mine", str(base), store)
+    else:
+        asked = take_in("mine", str(base), store)
+        assert b"auto_map" not in store.read_bytes(f"{asked.path}/config.json")
 
 
 @pytest.mark.parametrize(
