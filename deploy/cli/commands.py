@@ -18,6 +18,10 @@ SOURCE = "tuneloop"
 def publish(bootstrap: str, event: msgspec.Struct, timeout_s: float = 10.0) -> str:
     """Publish a command and wait for the broker; returns its id. Raises `CommandError`."""
     record = kafka.out(event, source=SOURCE, subject=getattr(event, "model", ""))
+    try:
+        msgspec.json.decode(record.value or b"", type=type(event))
+    except msgspec.ValidationError as error:  # nobody would take it, and the command would wait in vain
+        raise CommandError(f"the command cannot be sent: {error}") from error
     client = kafka.producer(bootstrap, linger_ms=0)
     kafka.produce(client, record)
     if client.flush(timeout_s):
