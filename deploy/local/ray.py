@@ -92,12 +92,14 @@ def short_temp_dir(data_dir: Path) -> Path:
     """DIR/ray when sockets can be named under it, else a folder of our own with a short name, the same each time."""
     within = data_dir.absolute() / "ray"
     if len(os.fsencode(within)) <= LONGEST_TEMP_DIR:
-        return own_folder(within)
+        own_folder(data_dir.absolute())  # Ray opens its own folder to everybody; what is around it stays shut
+        within.mkdir(exist_ok=True, mode=0o700)
+        return within
     digest = hashlib.sha256(os.fsencode(within)).hexdigest()[:8]
     for base in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
         short = Path(base) / f"tuneloop-{os.getuid()}-{digest}"
         if len(os.fsencode(short)) + len("/r") <= LONGEST_TEMP_DIR:
-            ray_dir = own_folder(short) / "r"  # Ray opens its own folder to everybody; what is around it stays shut
+            ray_dir = own_folder(short) / "r"  # likewise
             ray_dir.mkdir(exist_ok=True, mode=0o700)
             return ray_dir
     raise LocalPartError(f"{data_dir} is too long a path for Ray's sockets: choose one of under 36 characters.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from deploy.local.ray import LONGEST_TEMP_DIR, ray_environment, short_temp_dir
@@ -28,6 +29,14 @@ def test_a_long_data_directory_gets_a_short_folder_in_a_private_one(tmp_path) ->
     assert short == short_temp_dir(tmp_path / ("x" * 80)), "a second start takes the same folder again"
     short.rmdir()
     short.parent.rmdir()
+
+
+def test_the_folder_that_ray_opened_is_taken_again_within_one_that_is_shut() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        first = short_temp_dir(Path(folder) / "d")
+        first.chmod(0o777)
+        assert short_temp_dir(Path(folder) / "d") == first == Path(folder) / "d" / "ray"
+        assert stat.S_IMODE(first.parent.stat().st_mode) == 0o700
 
 
 def test_ray_imported_too_early_is_refused(tmp_path) -> None:
