@@ -1,4 +1,4 @@
-"""What to paste so that another program asks Tuneloop: one function for each kind of client. Pure.
+"""What to paste so that another program talks to Tuneloop: one function for each kind of client. Pure.
 
 Each reads the password from its file when it runs; with `shown` it holds the password itself. A snippet works as it
 stands: tests run them as printed, but for Grafana's, which they parse.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -118,6 +118,95 @@ datasources:
 
 
 SNIPPETS: dict[str, Callable[[Access], str]] = {"curl": curl, "python": python, "jdbc": jdbc, "grafana": grafana}
+
+
+@dataclass(frozen=True)
+class KafkaAccess:
+    """Where Kafka is, and the file of KEY=VALUE lines with which clients come in ("": without).
+
+    `settings` is what stands in it, where that is to stand in the snippet.
+    """
+
+    bootstrap: str
+    config_file: str
+    model: str
+    settings: Mapping[str, str] | None = None
+
+
+def kafka(access: KafkaAccess) -> str:
+    """For confluent-kafka, and with it for everything on librdkafka: the file is written as that spells it."""
+    if access.settings is not None:
+        read = f"settings = {dict(access.settings)!r}"
+    else:
+        read = f"""lines = Path({access.config_file!r}).read_text().splitlines() if {access.config_file!r} else []
+settings = dict(line.split("=", 1) for line in lines if "=" in line)"""
+    return f"""import json
+from pathlib import Path
+
+from confluent_kafka import Producer
+
+{read}
+producer = Producer({{"bootstrap.servers": {access.bootstrap!r}, **settings}})
+record = {{"model": {access.model!r}, "prompt": "Where is my parcel?", "completion": "parcel_tracking"}}
+producer.produce("training.raw", key="order-17", value=json.dumps(record))
+print("not sent" if producer.flush(15) else "sent")
+"""
+
+
+def kafkajs(access: KafkaAccess) -> str:
+    """Node's kafkajs names the same settings in its own words."""
+    text = json.dumps
+    if access.settings is not None:
+        read = f"const settings = {text(dict(access.settings))};"
+    else:
+        read = f"""const file = {text(access.config_file)};
+const lines = file ? require("fs").readFileSync(file, "utf8").split("\\n").filter((line) => line.includes("=")) : [];
+const settings = Object.fromEntries(lines.map((line) => line.split(/=(.*)/s)));"""
+    return f"""const {{ Kafka }} = require("kafkajs");
+
+{read}
+const protocol = settings["security.protocol"] || "PLAINTEXT";
+const kafka = new Kafka({{
+  clientId: "mine",
+  brokers: {text(access.bootstrap.split(","))},
+  ssl: protocol.endsWith("SSL"),
+  sasl: protocol.startsWith("SASL")
+    ? {{
+        mechanism: settings["sasl.mechanism"].toLowerCase(),
+        username: settings["sasl.username"],
+        password: settings["sasl.password"],
+      }}
+    : undefined,
+}});
+const record = {{ model: {text(access.model)}, prompt: "Where is my parcel?", completion: "parcel_tracking" }};
+(async () => {{
+  const producer = kafka.producer();
+  await producer.connect();
+  await producer.send({{ topic: "training.raw", messages: [{{ key: "order-17", value: JSON.stringify(record) }}] }});
+  await producer.disconnect();
+  console.log("sent");
+}})();
+"""
+
+
+KAFKA_SNIPPETS: dict[str, Callable[[KafkaAccess], str]] = {"kafka": kafka, "kafkajs": kafkajs}
+
+
+def openai(base_url: str, model: str) -> str:
+    """The endpoint asks for no key yet; OpenAI's client wants to be given one."""
+    return f"""import httpx
+from openai import OpenAI
+
+client = OpenAI(base_url={base_url!r}, api_key="unused")
+answer = client.chat.completions.create(
+    model={model!r},
+    messages=[{{"role": "user", "content": "Where is my parcel?"}}],
+    safety_identifier="customer-17",  # whose words these are
+)
+print(answer.choices[0].message.content)
+feedback = {{"inference_id": answer.id, "metric_name": "demonstration", "value": "parcel_tracking"}}
+print(httpx.post({f"{base_url}/feedback"!r}, json=feedback).json())
+"""
 
 
 def password_of(file: str) -> str:

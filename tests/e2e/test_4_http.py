@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +51,14 @@ def test_a_plain_question_is_answered_in_openais_form(system: System, client: op
     assert done.usage is not None
     assert done.usage.prompt_tokens > 0 and 0 < done.usage.completion_tokens <= 24
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
+
+
+def test_the_snippet_of_connect_openai_works_as_it_stands(system: System) -> None:
+    said = system.cli("connect", "openai")
+    assert said.code == 0, said.err
+    answered = subprocess.run([sys.executable, "-"], input=said.out, capture_output=True, text=True, timeout=60)
+    assert answered.returncode == 0, answered.stderr[-2000:]
+    assert "'feedback_id'" in answered.stdout.splitlines()[-1]
 
 
 def test_a_stream_says_the_same_as_one_answer(client: openai.OpenAI) -> None:

@@ -20,9 +20,14 @@ import yaml
 
 from deploy.clickhouse_login import passwords_folder
 from deploy.local.clickhouse_access import ANALYST
+from deploy.local.folders import data_folder
 from deploy.settings import Settings
 from deploy.snippets import SNIPPETS
+from streams import kafka as streams_kafka
+from streams import kafka_security
 from streams.clickhouse import connect, credentials
+from tests import node
+from tests.broker import mark, since
 from tests.integration import jdbc_session
 from tests.integration.test_jdbc import driver_jars
 
@@ -31,13 +36,14 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def cli(clickhouse_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """The command line over a data directory that knows the running ClickHouse as its local one."""
-    data = tmp_path_factory.mktemp("it's data")
+def cli(clickhouse_url: str, kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """The command line over a data directory that knows the running ClickHouse and Kafka as its local ones."""
+    data = data_folder(tmp_path_factory.mktemp("it's") / "data")
     folder = passwords_folder(Settings(data_dir=str(data)))
     shutil.copytree(Path(credentials().password_file).parent, folder)
+    shutil.copy(os.environ[kafka_security.VARIABLE], data / "secrets" / "kafka")
     (data / "run").mkdir()
-    ports = {"kafka": 1, "clickhouse": int(clickhouse_url.rpartition(":")[2]), "http": 1}
+    ports = {"kafka": int(kafka_bootstrap.rpartition(":")[2]), "clickhouse": int(clickhouse_url.rpartition(":")[2]), "http": 1}
     (data / "run" / "ports.json").write_text(json.dumps(ports))
     client = connect(clickhouse_url)
     client.command("CREATE TABLE IF NOT EXISTS tuneloop.written (n UInt64) ENGINE = MergeTree ORDER BY n")
@@ -110,6 +116,28 @@ def test_grafana_as_its_plugin_reads_it(cli: Cli) -> None:
 @pytest.mark.parametrize("client", SNIPPETS)
 def test_a_snippet_holds_the_password_only_where_it_is_asked_to(cli: Cli, client: str) -> None:
     password = password_file(cli).read_text()
+    assert password not in snippet(cli, client) and password in snippet(cli, client, "--show")
+
+
+@pytest.mark.parametrize("options", [(), ("--show",)])
+@pytest.mark.parametrize("client", ["kafka", "kafkajs"])
+def test_kafka_as_printed(cli: Cli, kafka_bootstrap: str, tmp_path: Path, client: str, options: tuple[str, ...]) -> None:
+    before = mark(kafka_bootstrap, "training.raw")
+    if client == "kafkajs":
+        script = tmp_path / "mine.js"
+        script.write_text(snippet(cli, client, *options))
+        said = node.run(script, node.packages("kafkajs", "2.2.4"), "")
+    else:
+        text = snippet(cli, client, *options)
+        said = subprocess.check_output([sys.executable, "-"], input=text, text=True, timeout=60, cwd=tmp_path)
+    assert said.strip() == "sent"
+    (record,) = [one for one in since(kafka_bootstrap, "training.raw", before) if one.key == b"order-17"]
+    assert streams_kafka.decode(record)[1].completion == "parcel_tracking"
+
+
+@pytest.mark.parametrize("client", ["kafka", "kafkajs"])
+def test_kafkas_password_stands_in_a_snippet_only_where_it_is_asked_for(cli: Cli, client: str) -> None:
+    password = kafka_security.security()["sasl.password"]
     assert password not in snippet(cli, client) and password in snippet(cli, client, "--show")
 
 
