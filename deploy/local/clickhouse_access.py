@@ -10,7 +10,6 @@ import base64
 import binascii
 import hmac
 import os
-import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from deploy.local.clickhouse_error import EngineError, denied
 from deploy.local.errors import LocalPartError
 from deploy.local.ports import is_loopback
+from deploy.local.secret_files import make_secret
 
 WRITER, ANALYST = "tuneloop", "analyst"
 USERS = (WRITER, ANALYST)
@@ -27,18 +27,8 @@ _SHORTEST = 32
 
 def make_passwords(folder: Path) -> None:
     """Writes a password for each user that has none: one file each, for its owner only."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for user in USERS:
-        path = folder / user
-        if not path.exists():
-            staged = folder / f"{user}.{os.getpid()}"
-            staged.unlink(missing_ok=True)  # of an earlier process of this number, cut off here
-            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(32))
-                file.flush()
-                os.fsync(descriptor)
-            staged.replace(path)  # never half a password, whenever somebody reads
+        make_secret(folder / user)
 
 
 def read_passwords(folder: Path) -> dict[str, str]:

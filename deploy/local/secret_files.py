@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from deploy.local.folders import own_folder, private_file
+
 SECRET_HEX_BYTES = 32
 
 
@@ -20,14 +22,13 @@ def make_secret(path: Path) -> str:
 
 def write_secret(path: Path, text: str) -> None:
     """Write the file (0600) unless it is there; whoever reads it meanwhile finds all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own_folder(path.parent)
     with FileLock(path.with_name(f".{path.name}.lock"), mode=0o600):
         if path.exists():
             return
         staged = path.with_name(f".{path.name}.{os.getpid()}.new")
         staged.unlink(missing_ok=True)
-        handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with os.fdopen(private_file(staged), "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

@@ -241,7 +241,7 @@ pathlib.Path({done!r}).touch()
 """,
     "kafka's first start": """
 from deploy.local.kafka import Prepared, _start_once
-line = "echo Kafka Server started; touch " + {done!r}
+line = "touch " + {done!r} + "; echo Kafka Server started"
 start = (sys.executable, "-m", "deploy.local.kafka_start", str(here), "/bin/sh", "-c", line)
 os.environ.pop("PYTHONSAFEPATH")
 _start_once(Prepared(start, import_environment()))
@@ -489,13 +489,13 @@ def test_an_export_that_fails_leaves_nothing(tmp_path) -> None:
     [
         ("kafka_bootstrap", "broker.evil:9092", "broker.evil:9092"), ("kafka_bootstrap", "127.0.0.1:1,evil:9092", "evil:9092"),
         ("kafka_bootstrap", "127.0.0.1.evil:9092", "127.0.0.1.evil"), ("kafka_bootstrap", "localhost.evil", "localhost.evil"),
-        ("clickhouse_url", "http://u:p@evil:8123", "http://evil:8123"), ("clickhouse_url", "http://127.0.0.1@evil/", "http://evil/"),
+        ("clickhouse_url", "http://evil:8123", "http://evil:8123"),
         ("clickhouse_url", "http://[::ffff:8.8.8.8]:1", "8.8.8.8"), ("artifacts", "s3://evil/x", "s3://evil/x"),
         ("metrics_host", "0.0.0.0", "0.0.0.0"), ("http_host", "::", "'::'"), ("metrics_host", "", "''"),
     ],
 )  # fmt: skip
 def test_up_says_what_leads_elsewhere(name: str, value: str, shown: str) -> None:
-    lines = local_run.in_force(Settings(**{name: value}, sources={name: "tuneloop.toml"}, file="tuneloop.toml"))  # type: ignore[arg-type]
+    lines = local_run.in_force(Settings(**{name: value}, allow_unauthenticated=True, sources={name: "tuneloop.toml"}, file="tuneloop.toml"))  # type: ignore[arg-type]
     assert lines[0] == f"settings file: {Path('tuneloop.toml').absolute()}"
     assert len(lines) == 2 and shown in lines[1] and "(from tuneloop.toml)" in lines[1] and "u:p" not in lines[1]
 
