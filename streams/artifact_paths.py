@@ -25,7 +25,7 @@ class MissingArtifactError(ArtifactError):
 
 
 def check_path(path: str, *, alone: bool = False) -> str:
-    """`path`, if it is `KIND/NAME...` of plain names; with `alone` a kind, or UNFINISHED, suffices. Raises `ArtifactError`."""
+    """`path`, if it is `KIND/NAME...` of plain names; `alone`: or a kind or UNFINISHED. Raises `ArtifactError`."""
     if alone and path == UNFINISHED:
         return path
     kind, *names = path.removeprefix(f"{UNFINISHED}/").split("/")
