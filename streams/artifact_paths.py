@@ -25,7 +25,9 @@ class MissingArtifactError(ArtifactError):
 
 
 def check_path(path: str, *, alone: bool = False) -> str:
-    """`path`, if it is `KIND/NAME...` of plain names; with `alone` a kind suffices. Raises `ArtifactError`."""
+    """`path`, if it is `KIND/NAME...` of plain names; `alone`: or a kind or UNFINISHED. Raises `ArtifactError`."""
+    if alone and path == UNFINISHED:
+        return path
     kind, *names = path.removeprefix(f"{UNFINISHED}/").split("/")
     if kind not in KINDS or not (names or alone) or not all(map(is_file_name, names)):
         raise ArtifactError(f"artifact path {path[:200]!r} is refused: expected KIND/NAME, relative, of plain names")
