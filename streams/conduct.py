@@ -6,6 +6,9 @@ reading uncommitted records is harmless); asks ClickHouse for the rest (`streams
 
 State: the latest wish per model, in a Faust table that only the agents write (a timer may not). Whether a wish
 got its job is read from the jobs themselves, so a crash in between cannot ask twice: same inputs, same job id.
+
+A job that ended void (rows that it was trained on were erased meanwhile) is asked for again at once, with its cause and
+its place: it waits for nothing but its turn, and counts neither for the cooldown nor for the day's budget.
 """
 
 from __future__ import annotations

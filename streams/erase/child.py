@@ -164,9 +164,10 @@ class Erasure:
     def _touched(self, changed: list[ShardWritten]) -> dict[str, Any]:
         """What learned from the rows that are gone, or is just doing so; adapters that nobody ever named go."""
         self._say("adapters")
-        models, _ = read_registry(self._bootstrap, settled=True)
-        candidates = facts(self._bootstrap, "models.candidates")
+        # In this order: a candidate that gets its number meanwhile is seen as both, never as neither.
         decided = {one.job_id for one in facts(self._bootstrap, "models.decisions")}
+        candidates = facts(self._bootstrap, "models.candidates")
+        models, _ = read_registry(self._bootstrap, settled=True)
         pending = [one for one in candidates if one.job_id not in decided]
         now = {one.shard_id: one.digest for one in changed}
         client = connect(self._clickhouse)

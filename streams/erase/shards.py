@@ -118,8 +118,9 @@ def taught(
         for version in state.versions:
             if held(store, now, version.new_data, version.replay_data):
                 found.append(TaughtBy(model=state.model, version=version.version, digest=version.digest))
+    numbered = {one.digest for one in found}
     for one in pending:
-        if held(store, now, one.new_data, one.replay_data):
+        if one.digest not in numbered and held(store, now, one.new_data, one.replay_data):
             found.append(TaughtBy(model=one.model, version=0, digest=one.digest))
     return found
 

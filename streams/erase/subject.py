@@ -78,8 +78,9 @@ class Subject:
         if (who.subject_id and who.subject_id == self.subject_id) or who.inference_id in self.inferences:
             return True
         if who.subject_id:  # somebody else's, unless it names two
-            return self._may_hold(value) and self._names(_parsed(value))
-        return self._holds(value) or self._asked(who.prompt, who.messages) or self._in_headers(record)
+            return _may_repeat(value) and self._may_hold(value) and self._names(_parsed(value))
+        held = self._may_hold(value) and self._holds(value)
+        return held or self._asked(who.prompt, who.messages) or self._in_headers(record)
 
     def _may_hold(self, value: bytes) -> bool:
         """Whether a closer look is worth it: no id of theirs stands there in any spelling otherwise."""
@@ -87,7 +88,7 @@ class Subject:
             return True
         if self.subject_id.isdigit() and self.subject_id.encode() in value:
             return True
-        return bool(self.inferences) and _ESCAPED_ASCII.search(value) is not None
+        return bool(self.inferences) and b"\\u00" in value
 
     def _names(self, said: Any) -> bool:
         """Whether one of the fields that say whose an event is names them, where a name comes more than once."""
@@ -102,9 +103,7 @@ class Subject:
         """Whether their id stands under any name, or the id of one of their inferences anywhere."""
         if self.in_key(value):
             return True
-        if not self._may_hold(value) and not self._asks():
-            return self._bare.search(value) is not None and _parsed(value) is None
-        said = _parsed(value)
+        said = _parsed(value) if self._may_hold(value) or self._asks() or self._bare.search(value) else ""
         if said is None:
             return self.in_bytes(value)
         return self._within(said)
@@ -147,6 +146,11 @@ class Subject:
     def in_key(self, value: bytes) -> bool:
         """Whether the id of one of their inferences stands there."""
         return any(match.group().decode() in self.inferences for match in _INFERENCE.finditer(value))
+
+
+def _may_repeat(value: bytes) -> bool:
+    """Whether a field that says whose a record is may stand there twice; a cheap look, for it is taken of most."""
+    return value.count(b"subject_id") > 1 or value.count(b"inference_id") > 1 or b"\\u" in value
 
 
 def spellings(text: str) -> bytes:
