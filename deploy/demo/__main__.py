@@ -61,6 +61,7 @@ def write_settings(plan: Plan, policy: ModelPolicy, out_dir: Path) -> Path:
     fresh = int(ENOUGH * train_share * (len(plan.before) + len(plan.drifted)))
     out_dir.mkdir(parents=True, exist_ok=True)
     path, secret = out_dir / "tuneloop.toml", out_dir.absolute() / "identity"
+    secret.unlink(missing_ok=True)
     write_secret(secret, SECRET)
     path.write_text(
         f"# Written by the demo for {plan.name}.\n"

@@ -70,6 +70,12 @@ def test_who_calls_everything_right_hides_no_fall() -> None:
     assert alarm is not None
 
 
+def test_a_few_angry_people_count_once_each() -> None:
+    angry = [(False, f"angry-{n // 7}") for n in range(4 * 7)]
+    assert detect([*crowd(1_100), *angry], SETTINGS) is None
+    assert detect([*crowd(1_100), *((right, "") for right, _ in angry)], SETTINGS) is not None
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.booleans(), st.integers(0, 30)), max_size=30), st.sampled_from([0, 6, 40]),
 )
@@ -130,6 +136,12 @@ def champion(shares: list[float], answers: list[int]) -> int:
 )
 def test_few_people_roll_nothing_back_however_much_they_say(shares: list[float], answers: list[int]) -> None:
     assert champion(shares, answers) == 2
+
+
+def test_bounds_are_of_people_and_not_of_what_they_say() -> None:
+    said = measured([0.5] * 20, [100] * 20)
+    assert (said.recent_low, said.recent_high) == wilson(10, 20) == (said.quality_low, said.quality_high)
+    assert (said.recent_n, said.recent_people, said.recent_quality) == (2_000, 20, 0.5)
 
 
 def test_a_hundred_people_do() -> None:
