@@ -68,6 +68,7 @@ def check(connection: Any, statement: Statement, params: Mapping[str, str], rule
 
     The connection has the settings that the statement will run with, for some change how it is parsed.
     """
+    tree: dict[str, Any] | None
     try:
         tree = _parsed(connection, statement.head)
     except RuntimeError as error:
