@@ -93,9 +93,10 @@ class Gateway:
         try:
             if parse_model(requested)[1] == "champion":
                 return self._follower.champion(name)
-            return self._follower.loaded(name, version) or await asyncio.to_thread(
-                self._follower.route, name, version
-            )
+            loaded = self._follower.loaded(name, version)
+            if loaded is None:
+                loaded = await asyncio.to_thread(self._follower.route, name, version)
+            return loaded
         except RouteError as error:
             raise ApiError(503, str(error), "model", "not_ready", retry_after_s=2) from error
 

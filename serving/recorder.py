@@ -30,7 +30,7 @@ ROOM_BYTES = 32 * 1024 * 1024
 ATTEMPTS = 10
 LONGEST_PAUSE_S = 60.0
 # The client's own queue: above the room, so that it is full only where the room was given out.
-PRODUCER = {
+PRODUCER: dict[str, Any] = {
     "linger.ms": 2,
     "queue.buffering.max.messages": 4 * ROOM_EVENTS,
     "queue.buffering.max.kbytes": 4 * ROOM_BYTES // 1024,
