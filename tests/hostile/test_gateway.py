@@ -421,6 +421,8 @@ def test_somebody_who_leaves_while_tokenising_leaves_nothing_running(part: Part,
 
     real = module.encode_prompt
     monkeypatch.setattr(module, "encode_prompt", lambda *given: (time.sleep(0.2), real(*given))[1])
+    submit, tickets = part.engine.submit, []
+    monkeypatch.setattr(part.engine, "submit", lambda *given: tickets.append(submit(*given)) or tickets[-1])
 
     async def run() -> None:
         asking = asyncio.create_task(answer(part, max_tokens=50))
@@ -432,8 +434,9 @@ def test_somebody_who_leaves_while_tokenising_leaves_nothing_running(part: Part,
 
     asyncio.run(run())
     deadline = time.monotonic() + 2
-    while part.engine.pending() and time.monotonic() < deadline:
+    while (part.engine.pending() or not tickets) and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert [ticket.cancelled for ticket in tickets] == [True]
     assert part.engine.pending() == 0 and part.figure("unsent_records") == 0
 
 
