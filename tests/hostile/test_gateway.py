@@ -20,7 +20,7 @@ from schemas.events import BaseRegistered
 from schemas.identity import InferenceIds
 from schemas.policy import ModelPolicy
 from serving.doors import DoorPolicy, Doors
-from serving.engine import Engine
+from serving.engine import Engine, Ticket
 from serving.errors import ApiError
 from serving.follow import Follower
 from serving.gateway import Gateway
@@ -421,6 +421,14 @@ def test_somebody_who_leaves_while_tokenising_leaves_nothing_running(part: Part,
 
     real = module.encode_prompt
     monkeypatch.setattr(module, "encode_prompt", lambda *given: (time.sleep(0.2), real(*given))[1])
+    submit = part.engine.submit
+    tickets: list[Ticket] = []
+
+    def kept(*given: Any) -> Ticket:
+        tickets.append(submit(*given))
+        return tickets[-1]
+
+    monkeypatch.setattr(part.engine, "submit", kept)
 
     async def run() -> None:
         asking = asyncio.create_task(answer(part, max_tokens=50))
@@ -432,8 +440,9 @@ def test_somebody_who_leaves_while_tokenising_leaves_nothing_running(part: Part,
 
     asyncio.run(run())
     deadline = time.monotonic() + 2
-    while part.engine.pending() and time.monotonic() < deadline:
+    while (part.engine.pending() or not tickets) and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert [ticket.cancelled for ticket in tickets] == [True]
     assert part.engine.pending() == 0 and part.figure("unsent_records") == 0
 
 
