@@ -6,6 +6,7 @@ import gc
 import random
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -36,10 +37,11 @@ MODEL = "support"
 POLICIES = {MODEL: ModelPolicy(phone_regions=["DE", "US"])}
 
 
-def digit_groups(length: int) -> str:
+@lru_cache(maxsize=1)
+def all_digit_groups() -> str:
     """Groups of 7, 6 and 1 digits: each passes Luhn's test only together with the digit that the one before left over."""
     chance, groups, left = random.Random(7), [], ""
-    while sum(map(len, groups)) + 3 * len(groups) < length:
+    while 6 * len(groups) < MAX_CHARACTERS + 17:
         for _ in range(1_000):
             seven, six = (str(chance.randrange(10**n)).zfill(n) for n in (7, 6))
             alone = any(luhn.is_valid(seven + six + end) for end in ("", "0"))
@@ -47,7 +49,11 @@ def digit_groups(length: int) -> str:
                 break
         left = str(chance.randrange(10))
         groups += [seven, six, left]
-    return " ".join(groups)[:length]
+    return " ".join(groups)
+
+
+def digit_groups(length: int) -> str:
+    return all_digit_groups()[:length]
 
 
 def heap(length: int) -> str:
@@ -73,28 +79,22 @@ RULES: dict[str, Callable[[str], object]] = {
 
 
 def seconds(rule: Callable[[str], object], text: str) -> float:
-    """The least of three: whatever else this machine does only adds to it."""
-    took = []
-    for _ in range(3):
-        began = time.process_time()
-        rule(text)
-        took.append(time.process_time() - began)
-        if took[-1] < 0.02:
-            break
-    return min(took)
+    began = time.process_time()
+    rule(text)
+    return time.process_time() - began
+
+
+def ratio(rule: Callable[[str], object], text: Callable[[int], str]) -> float:
+    """How much longer twice the text takes; 1 where it takes next to nothing."""
+    whole = seconds(rule, text(MAX_CHARACTERS // 2))
+    return whole / seconds(rule, text(MAX_CHARACTERS // 4)) if whole > 0.02 else 1.0
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("rule", RULES)
 def test_twice_the_text_takes_a_rule_no_more_than_three_times_as_long(rule: str, text: str) -> None:
-    gc.disable()
-    try:
-        whole = seconds(RULES[rule], TEXTS[text](MAX_CHARACTERS))
-        half = seconds(RULES[rule], TEXTS[text](MAX_CHARACTERS // 2)) if whole > 0.05 else whole
-    finally:
-        gc.enable()
-    assert whole < 0.05 or whole / half < 3, f"{half:.2f} s, then {whole:.2f} s"
-    assert whole < 4
+    """Of three looks the least: whatever else this machine does only adds to it."""
+    assert any(ratio(RULES[rule], TEXTS[text]) < 3 for _ in range(3))
 
 
 @pytest.mark.parametrize("count", [1, 3])
