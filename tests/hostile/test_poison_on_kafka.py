@@ -30,7 +30,11 @@ def test_the_registry_and_the_shards_are_read_past_what_cannot_be_read(own_boots
     spoil(own_bootstrap, "models.registry")
     spoil(own_bootstrap, "training.shards")
     state = ModelStateChanged(model=fresh("m"), epoch=1, champion=0, previous=0, challenger=0, versions=[])
-    shard = ShardWritten(model=state.model, shard_id=fresh("shard"), path="p", digest="d")
+    shard = ShardWritten(
+        model=state.model, shard_id=fresh("shard"), path="p", digest="d", size_bytes=1, rows=0, rows_by_kind={},
+        rows_by_split={}, dropped={}, source_topic="training.raw", source_partition=0, first_offset=0, last_offset=0,
+        rules_version="5",
+    )  # fmt: skip
     publish(own_bootstrap, [kafka.out(state, source="test"), kafka.out(shard, source="test")])
     models, _ = read_registry(own_bootstrap, settled=True)
     assert models[state.model] == state
