@@ -162,7 +162,8 @@ def _without_phones(text: str, regions: Sequence[str], found: dict[str, int]) ->
     if not _SEVEN_DIGITS.search(text):
         return text
     for region in regions or (None,):
-        kept, done = [], 0
+        kept: list[str] = []
+        done = 0
         for match in phonenumbers.PhoneNumberMatcher(text, region):
             # A bracket around the whole number is taken for the beginning of an area code.
             start = match.start + (match.raw_string.count("(") > match.raw_string.count(")"))

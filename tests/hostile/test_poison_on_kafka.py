@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 
 from schemas.events import ErasureRequested, ModelStateChanged, ShardWritten
 from schemas.identity import erasure_id, subject_hash
@@ -13,7 +13,7 @@ from streams.erased import Erased
 from streams.kafka import Out
 from streams.prepare.step import read_committed_shards
 from streams.register import read_registry
-from tests.broker import fresh, publish
+from tests.broker import fresh, mark, publish, since
 
 SECRET = b"s" * 32
 POISON = [b"", b"\x00\xff", b'{"model": ', b"[]", b'{"a":' * 5_000]
@@ -29,7 +29,9 @@ def test_the_registry_and_the_shards_are_read_past_what_cannot_be_read(own_boots
     before = metrics.UNREADABLE.labels("models.registry")._value.get()
     spoil(own_bootstrap, "models.registry")
     spoil(own_bootstrap, "training.shards")
-    state = ModelStateChanged(model=fresh("m"), epoch=1, champion=0, previous=0, challenger=0, versions=[])
+    state = ModelStateChanged(
+        model=fresh("m"), base="b", epoch=1, champion=0, previous=0, versions=[], change="promoted", reason=""
+    )
     shard = ShardWritten(
         model=state.model, shard_id=fresh("shard"), path="p", digest="d", size_bytes=1, rows=0, rows_by_kind={},
         rows_by_split={}, dropped={}, source_topic="training.raw", source_partition=0, first_offset=0, last_offset=0,
@@ -55,11 +57,13 @@ def test_an_unreadable_erasure_keeps_its_subject_out_and_the_next_is_read(own_bo
 
 @pytest.mark.parametrize("codec", ["zstd", "gzip"])
 @pytest.mark.parametrize("topic", ["training.raw", "usage.feedback"])
-def test_what_unpacks_to_hundreds_of_megabytes_is_not_taken(own_bootstrap, topic: str, codec: str) -> None:
-    bomb = b"\0" * 300_000_000
+def test_what_unpacks_to_hundreds_of_megabytes_is_refused_by_the_broker(own_bootstrap, topic: str, codec: str) -> None:
+    told: list[KafkaError | None] = []
     producer = Producer({"bootstrap.servers": own_bootstrap, "compression.codec": codec, "message.max.bytes": 999_999_999,
-                         "message.timeout.ms": 60_000, "retries": 0})  # fmt: skip
-    refused: list[object] = []
-    producer.produce(topic, bomb, on_delivery=lambda error, _: refused.append(error))
-    producer.flush(90)
-    assert refused and refused[0] is not None
+                         "message.timeout.ms": 30_000, "retries": 0})  # fmt: skip
+    producer.produce(topic, b"\0" * 300_000_000, key=b"bomb", on_delivery=lambda error, _: told.append(error))
+    producer.flush(60)
+    assert told and told[0] is not None, "a consumer would have to unpack it"
+    start = mark(own_bootstrap, topic)
+    publish(own_bootstrap, [Out(topic, b"after", b"{}", [])])
+    assert [record.key for record in since(own_bootstrap, topic, start)] == [b"after"], "the broker goes on"
