@@ -140,5 +140,13 @@ def arrow_table(event: type[msgspec.Struct], rows: Sequence[Landed]) -> pa.Table
             data[number] = [_json.encode(value).decode() for value in data[number]]
     data += [_field(envelopes, name) for name in _ENVELOPE_FIELDS]
     data += [_field(places, name) for name in ("topic", "partition", "offset")]
-    arrays = [pa.array(values, type=field.type) for values, field in zip(data, schema, strict=True)]
+    arrays = [_array(values, field.type) for values, field in zip(data, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, type=kind)
+    except OverflowError:  # JSON has integers up to 2^64: one that is larger than a column's must not hold the rest up
+        most = 2 ** (kind.bit_width - 1) - 1
+        return pa.array([min(value, most) for value in values], type=kind)

@@ -83,8 +83,9 @@ class WorkerPool:
                 busy[worker.pipe] = worker, run
             if not busy:
                 return _from_the_first(done)
-            for pipe in wait(list(busy)):
-                worker, run = busy.pop(pipe)  # type: ignore[call-overload]
+            said = wait(list(busy))
+            for pipe in [one for one in busy if one in said]:
+                worker, run = busy.pop(pipe)
                 reading = worker.receive()
                 metrics.heartbeat()
                 if reading is not None:

@@ -6,30 +6,34 @@ import gc
 import random
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 import pytest
-from stdnum import luhn
 
 from schemas import codec
 from schemas.codec import MOST_BYTES, MOST_HEADER_BYTES, ContractError, Envelope
-from schemas.events import Message, RecordSubmitted
+from schemas.events import DecisionMade, Message, RecordSubmitted
 from schemas.identity import erasure_id, normalise, subject_hash, subject_of_prompt
+from schemas.landing import arrow_table
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME, TOPICS
 from streams import kafka, metrics, unreadable
 from streams.erase.find import Subject
 from streams.erased import Erased
 from streams.join import rows
+from streams.join.rules import Lesson
+from streams.join_feedback import LARGEST_BYTES, _written
 from streams.kafka import Record
 from streams.prepare.near import signature
-from streams.prepare.pii import scrub
+from streams.prepare.pii import card, scrub
 from streams.prepare.read import read
 from streams.prepare.rules import MAX_CHARACTERS, Prepared, prepare
 from streams.prepare.text import noise, repair, repetitive
 from streams.prepare.workers import WorkerPool
 from streams.unreadable import readable
+from tests.broker import landed
 from tests.hostile.planted import planted
 from tests.ids import SPLIT_KEY
 
@@ -37,18 +41,22 @@ MODEL = "support"
 POLICIES = {MODEL: ModelPolicy(phone_regions=["DE", "US"])}
 
 
-def digit_groups(length: int) -> str:
+@lru_cache(maxsize=1)
+def all_digit_groups() -> str:
     """Groups of 7, 6 and 1 digits: each passes Luhn's test only together with the digit that the one before left over."""
     chance, groups, left = random.Random(7), [], ""
-    while sum(map(len, groups)) + 3 * len(groups) < length:
-        for _ in range(1_000):
-            seven, six = (str(chance.randrange(10**n)).zfill(n) for n in (7, 6))
-            alone = any(luhn.is_valid(seven + six + end) for end in ("", "0"))
-            if not alone and (not left or luhn.is_valid(left + seven + six)):
-                break
-        left = str(chance.randrange(10))
-        groups += [seven, six, left]
-    return " ".join(groups)[:length]
+    while 6 * len(groups) < MAX_CHARACTERS + 17:
+        seven, six, one = (str(chance.randrange(10 ** (digits - 1), 10**digits)) for digits in (7, 6, 1))
+        alone, with_left = seven + six, left + seven + six
+        passing = [card(number) for number in (alone, alone + one, with_left, with_left + one)]
+        if passing == [not left, False, True, False]:  # the first of all needs no other
+            groups += [seven, six, one]
+            left = one
+    return " ".join(groups)
+
+
+def digit_groups(length: int) -> str:
+    return all_digit_groups()[:length]
 
 
 def heap(length: int) -> str:
@@ -74,28 +82,22 @@ RULES: dict[str, Callable[[str], object]] = {
 
 
 def seconds(rule: Callable[[str], object], text: str) -> float:
-    """The least of three: whatever else this machine does only adds to it."""
-    took = []
-    for _ in range(3):
-        began = time.process_time()
-        rule(text)
-        took.append(time.process_time() - began)
-        if took[-1] < 0.02:
-            break
-    return min(took)
+    began = time.process_time()
+    rule(text)
+    return time.process_time() - began
+
+
+def ratio(rule: Callable[[str], object], text: Callable[[int], str]) -> float:
+    """How much longer twice the text takes; 1 where it takes next to nothing."""
+    whole = seconds(rule, text(MAX_CHARACTERS // 2))
+    return whole / seconds(rule, text(MAX_CHARACTERS // 4)) if whole > 0.02 else 1.0
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("rule", RULES)
 def test_twice_the_text_takes_a_rule_no_more_than_three_times_as_long(rule: str, text: str) -> None:
-    gc.disable()
-    try:
-        whole = seconds(RULES[rule], TEXTS[text](MAX_CHARACTERS))
-        half = seconds(RULES[rule], TEXTS[text](MAX_CHARACTERS // 2)) if whole > 0.05 else whole
-    finally:
-        gc.enable()
-    assert whole < 0.05 or whole / half < 3, f"{half:.2f} s, then {whole:.2f} s"
-    assert whole < 4
+    """Of three looks the least: whatever else this machine does only adds to it."""
+    assert any(ratio(RULES[rule], TEXTS[text]) < 3 for _ in range(3))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -252,6 +254,24 @@ def test_the_caches_of_headers_hold_little() -> None:
 def test_a_body_that_unpacks_to_more_than_an_event_may_have_is_refused(topic: str, size: int) -> None:
     with pytest.raises(ContractError, match=f"at most {MOST_BYTES} bytes, got {size}"):
         kafka.decode(record(1, b'"' + b"a" * (size - 2) + b'"', topic))
+
+
+@pytest.mark.parametrize("version", [2**63, 2**64 - 1])
+def test_an_integer_that_no_column_holds_lands_as_the_largest(version: int) -> None:
+    said = [DecisionMade(model=MODEL, decision="d", reason="", version=number) for number in (version, 7)]
+    sent = [landed(kafka.out(event, source="test")) for event in said]
+    table = arrow_table(DecisionMade, [(*kafka.decode(one), one) for one in sent])
+    assert table["version"].to_pylist() == [2**63 - 1, 7]
+
+
+@pytest.mark.parametrize("answer", ["a", "é", "🙂", "\\", "\x00"])
+def test_feedback_whose_training_record_no_broker_takes_is_a_dead_letter(answer: str) -> None:
+    cause = Envelope("f-1", "FeedbackGiven", "", 1)
+    for size in (LARGEST_BYTES // 8, LARGEST_BYTES):
+        made = RecordSubmitted(model=MODEL, prompt="p", completion=answer * size, record_id="sft-1")
+        out = _written(Lesson(made, cause), record(5, b"{}", "usage.feedback"))
+        assert out.topic == ("training.raw" if len(msgspec.json.encode(made)) <= LARGEST_BYTES else "dead.join-feedback")
+        assert len(out.value or b"") <= LARGEST_BYTES
 
 
 def test_the_topics_that_strangers_write_are_packed_anew_by_the_broker() -> None:

@@ -1,0 +1,69 @@
+"""Poison on a real broker: what it does to who reads our own topics, and what a record may be when it is unpacked."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import KafkaError, Producer
+
+from schemas.events import ErasureRequested, ModelStateChanged, ShardWritten
+from schemas.identity import erasure_id, subject_hash
+from streams import kafka, metrics
+from streams.artifacts import ArtifactStore
+from streams.erased import Erased
+from streams.kafka import Out
+from streams.prepare.step import read_committed_shards
+from streams.register import read_registry
+from tests.broker import fresh, mark, publish, since
+
+SECRET = b"s" * 32
+POISON = [b"", b"\x00\xff", b'{"model": ', b"[]", b'{"a":' * 5_000]
+
+
+def spoil(bootstrap: str, topic: str, key: bytes = b"") -> None:
+    headers = [[], [("ce_type", b"Nothing")], [("ce_type", b"\xff")], [("ce_source", b"x" * 9_000)], []]
+    publish(bootstrap, [Out(topic, key or fresh("poison").encode(), value, said)
+                        for value, said in zip(POISON, headers, strict=True)])  # fmt: skip
+
+
+def test_the_registry_and_the_shards_are_read_past_what_cannot_be_read(own_bootstrap) -> None:
+    before = metrics.UNREADABLE.labels("models.registry")._value.get()
+    spoil(own_bootstrap, "models.registry")
+    spoil(own_bootstrap, "training.shards")
+    state = ModelStateChanged(
+        model=fresh("m"), base="b", epoch=1, champion=0, previous=0, versions=[], change="promoted", reason=""
+    )
+    shard = ShardWritten(
+        model=state.model, shard_id=fresh("shard"), path="p", digest="d", size_bytes=1, rows=0, rows_by_kind={},
+        rows_by_split={}, dropped={}, source_topic="training.raw", source_partition=0, first_offset=0, last_offset=0,
+        rules_version="5",
+    )  # fmt: skip
+    publish(own_bootstrap, [kafka.out(state, source="test"), kafka.out(shard, source="test")])
+    models, _ = read_registry(own_bootstrap, settled=True)
+    assert models[state.model] == state
+    assert metrics.UNREADABLE.labels("models.registry")._value.get() == before + len(POISON)
+    assert shard in read_committed_shards(own_bootstrap)
+
+
+def test_an_unreadable_erasure_keeps_its_subject_out_and_the_next_is_read(own_bootstrap, tmp_path) -> None:
+    identity = erasure_id(subject_hash(SECRET, "jane"))
+    spoil(own_bootstrap, "subjects.erasures", identity.encode())
+    hashed = subject_hash(SECRET, "joan")
+    request = ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, subject_id="joan")
+    publish(own_bootstrap, [kafka.out(request, source="test")])
+    erased = Erased(own_bootstrap, SECRET, ArtifactStore(str(tmp_path)))
+    erased.refresh()
+    assert erased.covers("joan") and erased.covers("jane") and not erased.covers("jim")
+
+
+@pytest.mark.parametrize("codec", ["zstd", "gzip"])
+@pytest.mark.parametrize("topic", ["training.raw", "usage.feedback"])
+def test_what_unpacks_to_hundreds_of_megabytes_is_refused_by_the_broker(own_bootstrap, topic: str, codec: str) -> None:
+    told: list[KafkaError | None] = []
+    producer = Producer({"bootstrap.servers": own_bootstrap, "compression.codec": codec, "message.max.bytes": 999_999_999,
+                         "message.timeout.ms": 30_000, "retries": 0})  # fmt: skip
+    producer.produce(topic, b"\0" * 300_000_000, key=b"bomb", on_delivery=lambda error, _: told.append(error))
+    producer.flush(60)
+    assert told and told[0] is not None, "a consumer would have to unpack it"
+    start = mark(own_bootstrap, topic)
+    publish(own_bootstrap, [Out(topic, b"after", b"{}", [])])
+    assert [record.key for record in since(own_bootstrap, topic, start)] == [b"after"], "the broker goes on"
