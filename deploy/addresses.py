@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from deploy.clickhouse_login import login_variables
 from deploy.local.folders import own_folder
@@ -18,6 +18,7 @@ from deploy.settings import PREFIX, Settings, SettingsError
 from schemas.identity import SECRET_BYTES
 from schemas.topics import CONSUMER_GROUPS
 from streams import kafka_security
+from streams.object_store import read_config
 
 PARTS = ("kafka", "clickhouse", "http")
 # What has a port for its metrics alone; `serve` answers on its HTTP port.
@@ -101,6 +102,13 @@ def check_encrypted(settings: Settings) -> None:
         raise SettingsError(
             f"clickhouse_url = {url.scheme}://{url.hostname} is another machine and not encrypted: "
             "name an https:// address, or set allow_plaintext = true"
+        )
+    options = {**dict(parse_qsl(urlsplit(settings.artifacts).query)), **read_config(settings.artifacts_config)}
+    scheme, _, host = options.get("endpoint_override", "").rpartition("://")
+    if "http" in (scheme, options.get("scheme")) and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise SettingsError(
+            "the object store of artifacts is another machine and not encrypted: take scheme=http out of its settings, "
+            "or set allow_plaintext = true"
         )
 
 

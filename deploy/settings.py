@@ -28,6 +28,13 @@ PREFIX = "TUNELOOP_"
 MOST_REFUSED = 1_000_000
 
 
+# Addresses, and where the secrets go that some put into one.
+_NO_SECRETS = {
+    "clickhouse_url": "clickhouse_user and a file that clickhouse_password_file names",
+    "artifacts": "a file that artifacts_config names (access_key=…, secret_key=…)",
+}
+
+
 class SettingsError(ValueError):
     """A setting is unknown or has a wrong value; the message says which and where it stands."""
 
@@ -83,12 +90,13 @@ class Settings:
             raise SettingsError(
                 f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
             )
-        if "@" in urlsplit(self.clickhouse_url).netloc:
-            origin = self.sources.get("clickhouse_url", "the default")
-            raise SettingsError(
-                f"clickhouse_url (from {origin}): no user or password in an address, which is shown and logged: put "
-                "them into clickhouse_user and a file that clickhouse_password_file names"
-            )
+        for name, instead in _NO_SECRETS.items():
+            if "@" in urlsplit(getattr(self, name)).netloc:
+                origin = self.sources.get(name, "the default")
+                raise SettingsError(
+                    f"{name} (from {origin}): no user or password in an address, which is shown and logged: put "
+                    f"them into {instead}"
+                )
         if not 0 <= self.max_refused <= MOST_REFUSED:
             origin = self.sources.get("max_refused", "the default")
             raise SettingsError(
@@ -114,9 +122,11 @@ class Settings:
         return self.artifacts or str(self.data / "artifacts")
 
     @property
-    def artifact_place(self) -> tuple[str, str, str]:
-        """The arguments of `streams.artifacts.open_store`: root, folder for copies, the secret's file."""
-        return self.artifact_root, str(self.data / "cache" / "artifacts"), str(self.secret_file.absolute())
+    def artifact_place(self) -> tuple[str, str, str, str]:
+        """The arguments of `streams.artifacts.open_store`."""
+        config = str(Path(self.artifacts_config).absolute()) if self.artifacts_config else ""
+        copies = self.data / "cache" / "artifacts"
+        return self.artifact_root, str(copies), str(self.secret_file.absolute()), config
 
     @property
     def secret_file(self) -> Path:

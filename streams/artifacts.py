@@ -34,6 +34,7 @@ from streams.artifact_paths import (
     files_of,
     folder_digest,
 )  # fmt: skip
+from streams.object_store import open_object_store
 
 __all__ = [
     "UNFINISHED", "ArtifactError", "ArtifactStore", "MissingArtifactError", "file_digest", "folder_digest",
@@ -43,11 +44,16 @@ log = logging.getLogger(__name__)
 PROOF_BYTES = 65  # a line break and a sha256 in hex
 
 
-def open_store(root: str, cache: str = "", secret_file: str = "") -> ArtifactStore:
-    """The store at `root`; `cache` is its folder for copies, `secret_file` holds what its proofs are made with."""
+def open_store(root: str, cache: str = "", secret_file: str = "", config: str = "") -> ArtifactStore:
+    """The store at `root`.
+
+    `cache` is its folder for copies; `secret_file` holds what its proofs are made with, `config` an object store's
+    credentials. Raises `streams.object_store.ObjectStoreError`.
+    """
     path = Path(secret_file)
     secret = path.read_text().strip().encode() if secret_file and path.is_file() else b""
-    return ArtifactStore(root, Path(cache) if cache else None, derive_key(secret, "artifacts") if secret else None)
+    key = derive_key(secret, "artifacts") if secret else None
+    return ArtifactStore(root, Path(cache) if cache else None, key, config)
 
 
 class ArtifactStore:
@@ -57,14 +63,16 @@ class ArtifactStore:
     `proof_key` nothing that needs a proof is written or believed.
     """
 
-    def __init__(self, root: str, cache_dir: Path | None = None, proof_key: bytes | None = None) -> None:
+    def __init__(
+        self, root: str, cache_dir: Path | None = None, proof_key: bytes | None = None, config: str = ""
+    ) -> None:
         self._local = None if "://" in root and not root.startswith("file://") else Path(root.removeprefix("file://"))
         self._fs: fs.FileSystem
         if self._local is not None:
             self._local = self._local.resolve()
             self._fs, self._root = fs.LocalFileSystem(), str(self._local)
         else:
-            self._fs, self._root = fs.FileSystem.from_uri(root)
+            self._fs, self._root = open_object_store(root, config)
         self._cache, self._proof_key = cache_dir or users_cache(), proof_key
 
     @property

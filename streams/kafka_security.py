@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from streams.key_values import KeyValueError, read_key_values
+
 VARIABLE = "TUNELOOP_KAFKA_CONFIG"
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 # What librdkafka and Faust's client both speak.
@@ -52,17 +54,12 @@ def _read(path: str, changed_ns: int) -> dict[str, str]:
 
 def read(text: str, path: str) -> dict[str, str]:
     """The settings in a file's text. Raises `KafkaConfigError`."""
-    found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if not stripped or stripped[0] in "#;":
-            continue
-        name, separator, value = stripped.partition("=")
-        name = {"sasl.mechanisms": "sasl.mechanism"}.get(name.strip(), name.strip())
-        if not separator or name not in KNOWN:
-            what = f"unknown setting {name!r}" if separator else "expected KEY=VALUE"
-            raise KafkaConfigError(f"{path}, line {number}: {what}; known: {', '.join(sorted(KNOWN))}")
-        found[name] = value.strip()
+    try:
+        found = read_key_values(text, path, KNOWN | {"sasl.mechanisms"})
+    except KeyValueError as error:
+        raise KafkaConfigError(str(error)) from None
+    if "sasl.mechanisms" in found:  # librdkafka's other word for it
+        found["sasl.mechanism"] = found.pop("sasl.mechanisms")
     _check(found, path)
     return found
 

@@ -35,6 +35,7 @@ EXPECTED = {
     "deploy.local.supervise": "SupervisorError", "deploy.local.errors": "LocalPartError",
     "deploy.version_lineage": "LineageError", "deploy.exporting": "ExportError", "streams.artifacts": "ArtifactError",
     "streams.replay": "ReplayError", "streams.kafka_security": "KafkaConfigError",
+    "streams.object_store": "ObjectStoreError",
 }  # fmt: skip
 
 

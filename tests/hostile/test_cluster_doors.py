@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import KafkaException
@@ -17,7 +19,9 @@ from deploy.addresses import check_encrypted, credentials, use_credentials
 from deploy.local.ports import is_loopback
 from deploy.settings import Settings, SettingsError
 from streams import kafka, kafka_security
+from streams.artifacts import ArtifactError, open_store
 from streams.kafka_security import KafkaConfigError, read
+from streams.object_store import ObjectStoreError, read_config
 
 GOOD = "security.protocol=SASL_SSL\nsasl.mechanism=SCRAM-SHA-512\nsasl.username=me\nsasl.password=a=b c\n"
 
@@ -82,6 +86,9 @@ def test_a_missing_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"clickhouse_url": "http://127.0.0.1:8123"}, True), ({"clickhouse_url": "http://clickhouse:8123"}, False),
         ({"clickhouse_url": "https://clickhouse:8443"}, True), ({"clickhouse_url": "http://localhost.evil.example"}, False),
         ({"kafka_bootstrap": "kafka:9092", "clickhouse_url": "http://c:1", "allow_plaintext": True}, True),
+        ({"artifacts": "s3://bucket/x"}, True), ({"artifacts": "s3://bucket/x?scheme=http&endpoint_override=store:9000"}, False),
+        ({"artifacts": "s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:9000"}, True),
+        ({"artifacts": "s3://bucket/x?endpoint_override=http://store:9000"}, False),
     ],
 )  # fmt: skip
 def test_nothing_goes_in_the_clear_to_another_machine(
@@ -93,6 +100,54 @@ def test_nothing_goes_in_the_clear_to_another_machine(
         return
     with pytest.raises(SettingsError, match="allow_plaintext"):
         check_encrypted(Settings(**address))
+
+
+class _Bucket(BaseHTTPRequestHandler):
+    """An object store of whom nothing is asked but who is asking."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers.get("Authorization", ""))
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_the_object_stores_credentials_come_from_their_file(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = tmp_path / "store"
+    lines = {"access_key": "WHO", "secret_key": "hush", "scheme": "http", "region": "eu-1", "endpoint_override": f"127.0.0.1:{server.server_port}"}
+    config.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    settings = Settings(data_dir=str(tmp_path), artifacts="s3://bucket/kept", artifacts_config=str(config))
+    check_encrypted(settings)
+    with pytest.raises((ArtifactError, OSError)):
+        open_store(*settings.artifact_place).read_bytes("sets/one")
+    server.shutdown()
+    assert _Bucket.asked and all("Credential=WHO/" in said and "hush" not in said for said in _Bucket.asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("password=x\n", "unknown setting 'password'"), ("access_key=a\n", "come together"), ("secret_key=a\n", "come together"),
+        ("endpoint_override\n", "expected KEY=VALUE"), ("role_arn=x\n", "unknown setting"),
+    ],
+)  # fmt: skip
+def test_wrong_credentials_of_a_store_are_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "store").write_text(text)
+    with pytest.raises(ObjectStoreError) as told:
+        read_config(str(tmp_path / "store"))
+    assert said in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["s3://key:secret@bucket/x", "s3://key@bucket", "s3://:secret@bucket/x"])
+def test_no_secret_stands_in_the_address_of_a_store(address: str) -> None:
+    with pytest.raises(SettingsError, match="artifacts_config"):
+        Settings(artifacts=address)
 
 
 def test_an_encrypted_cluster_needs_no_leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
