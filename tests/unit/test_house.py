@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOP = {
     "schemas", "streams", "serving", "trainers", "deploy", "tests", "pyproject.toml", "README.md", "Makefile",
-    "requirements.in", "requirements-dev.in", "requirements.txt", "requirements-dev.txt", "requirements-uv.txt", "LICENSE", ".ci", ".gitignore", ".github",
+    "requirements.in", "requirements-dev.in", "requirements.txt", "requirements-dev.txt", "requirements-uv.txt", "LICENSE",
+    "SECURITY.md", ".ci", ".gitignore", ".github",
     ".gitattributes", ".dockerignore", ".editorconfig", ".python-version", ".pre-commit-config.yaml",
 }  # fmt: skip
 # Written in parts, so that this file does not hold what it looks for.
