@@ -86,29 +86,35 @@ class WorkerPool:
             said = wait(list(busy))
             for pipe in [one for one in busy if one in said]:
                 worker, run = busy.pop(pipe)
-                reading = worker.receive()
-                metrics.heartbeat()
+                reading, again = self._answer(worker, run)
                 if reading is not None:
                     done[run.start] = reading
-                    again = run.rest(reading.records)
-                elif len(run.records) == 1 and run.deaths:
-                    done[run.start], again = _refused(run.records[0], worker.how_it_ended(self._limit_s)), []
-                else:
-                    again = run.one_by_one()
+                metrics.heartbeat()
                 waiting.extendleft(reversed(again))
                 idle.append(worker)
 
+    def _answer(self, worker: _Worker, run: _Run) -> tuple[Reading | None, list[_Run]]:
+        """What a worker read of its run (None where that ended it), and what of that is still to be read."""
+        reading = worker.receive()
+        if reading is not None:
+            return reading, run.rest(reading.records)
+        if len(run.records) == 1 and run.deaths:
+            return _refused(run.records[0], worker.how_it_ended(self._limit_s)), []
+        return None, run.one_by_one()
+
     def wait_warm(self) -> None:
         """Start all workers and return once they are up."""
-        for worker in self._staff(self._most * WORTH_SHARING + 1, start_alone=True):
+        self._start_all()
+        for worker in self._workers:
             worker.wait_warm()
 
-    def _staff(self, records: int, start_alone: bool = False) -> list[_Worker]:
+    def _start_all(self) -> None:
+        self._workers += [_Worker(self._told) for _ in range(self._most - len(self._workers))]
+
+    def _staff(self, records: int) -> list[_Worker]:
         """The workers for so many records; the others that this starts are there for a later batch."""
         if records >= 2 * WORTH_SHARING:
-            self._workers += [_Worker(self._told) for _ in range(self._most - len(self._workers))]
-        if start_alone:
-            return self._workers
+            self._start_all()
         up = [worker for worker in self._workers if worker.is_warm()] or self._workers[:1]
         return up[: max(1, records // WORTH_SHARING)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from confluent_kafka import KafkaError, Producer
 
@@ -11,9 +13,13 @@ from streams import kafka, metrics
 from streams.artifacts import ArtifactStore
 from streams.erased import Erased
 from streams.kafka import Out
+from streams.prepare import step
 from streams.prepare.step import read_committed_shards
+from streams.prepare.workers import WorkerPool
 from streams.register import read_registry
 from tests.broker import fresh, mark, publish, since
+from tests.hostile.planted import planted
+from tests.integration.test_prepare import PARTITION, RAW, Bench, question
 
 SECRET = b"s" * 32
 POISON = [b"", b"\x00\xff", b'{"model": ', b"[]", b'{"a":' * 5_000]
@@ -53,6 +59,22 @@ def test_an_unreadable_erasure_keeps_its_subject_out_and_the_next_is_read(own_bo
     erased = Erased(own_bootstrap, SECRET, ArtifactStore(str(tmp_path)))
     erased.refresh()
     assert erased.covers("joan") and erased.covers("jane") and not erased.covers("jim")
+
+
+def test_rules_that_do_not_return_cost_their_records_alone(own_bootstrap, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(step, "READ_LIMIT_S", 0.0)  # each batch is cut off as soon as it may be
+    bench = Bench(own_bootstrap, tmp_path)
+    bench.workers = WorkerPool({bench.model: bench.policy}, rules=planted, limit_s=0.5)
+    said = [{**question(number), "completion": f"answer {number}"} for number in range(600)]
+    said[0]["completion"] = said[300]["completion"] = "loops"
+    bench.submit(*said)
+    shards = sorted(bench.prepared(), key=lambda shard: shard.first_offset)
+    first = bench.start[RAW, PARTITION]
+    letters = {(letter.key or b"").decode() for letter in bench.dead()}
+    assert letters == {f"{RAW}/{PARTITION}/{first}", f"{RAW}/{PARTITION}/{first + 300}"}
+    offsets = [row["offset"] - first for shard in shards for row in bench.rows(shard)]
+    assert sorted(offsets) == [number for number in range(600) if number not in (0, 300)], "each once"
+    assert len(shards) > 1 and all(before.last_offset < after.first_offset for before, after in pairwise(shards))
 
 
 @pytest.mark.parametrize("codec", ["zstd", "gzip"])
