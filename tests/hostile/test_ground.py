@@ -276,7 +276,7 @@ ray.shutdown()
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
-def test_no_child_imports_from_the_folder_where_it_was_called(kind: str, tmp_path) -> None:
+def test_no_child_imports_from_where_it_was_called_or_writes_for_others(kind: str, tmp_path) -> None:
     cwd, here = tmp_path / "data set from a stranger", tmp_path / "here"
     cwd.mkdir()
     here.mkdir(mode=0o700)
@@ -290,10 +290,12 @@ def test_no_child_imports_from_the_folder_where_it_was_called(kind: str, tmp_pat
     given = {**os.environ, "PYTHONPATH": str(ROOT)}
     given.pop("PYTHONSAFEPATH", None)
     # As the console script runs: what lies beside it comes first, not the current folder.
-    ran = subprocess.run([sys.executable, here / "script.py", here], cwd=cwd, env=given, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, here / "script.py", here]
+    ran = subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=180, umask=0)
     imported = (here / "imported").read_text().split() if (here / "imported").exists() else []
     assert imported == []
     assert ran.returncode == 0 and Path(done).exists(), ran.stderr[-3000:]
+    assert mode(Path(done)) == 0o600, "whoever writes it, the caller's umask of 0 is not in force"
 
 
 @pytest.mark.parametrize("given", ["", ":", ".", "x:", ":/tmp/x", "./x:../y", "/tmp/x:"])
