@@ -147,16 +147,19 @@ _ENCODER = msgspec.msgpack.Encoder()
 _READINGS = msgspec.msgpack.Decoder(Reading)
 _RECORDS = msgspec.msgpack.Decoder(list[Record])
 _LOST = (EOFError, OSError)
+# Forked from a process that has imported the rules and nothing else happened in: this one has Kafka clients, whose
+# threads do not survive a fork, and a second of imports would go by before the next record after each that hangs.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
 
 
 class _Worker:
     """This side of one worker process."""
 
     def __init__(self, told: tuple[bytes, Read, float]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.at = context.RawValue("l", 0)  # which record of its run it has begun
-        self.process = context.Process(target=work, args=(theirs, self.at, *told), daemon=True)
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self.at = _CONTEXT.RawValue("l", 0)  # which record of its run it has begun
+        self.process = _CONTEXT.Process(target=work, args=(theirs, self.at, *told), daemon=True)
         self.process.start()
         theirs.close()
         self._warm = False
