@@ -56,7 +56,8 @@ class Topic:
         bounds = {"max.message.bytes": str(self.max_bytes)} if self.max_bytes else {}
         if STRANGERS in self.producers:
             # A broker's limit is on what is compressed: a megabyte of zstd may hold gigabytes for whoever unpacks it.
-            # Packed anew by the broker as lz4, which saves 255 to 1 at most, it is refused or holds at most 255 MB.
+            # Packed anew by the broker as lz4, which saves 255 to 1 at most, it is refused or holds at most 255 MB. For
+            # that the broker unpacks it: one whose heap is too small for it ends, without having taken the record.
             bounds["compression.type"] = "lz4"
         return bounds
 

@@ -1,8 +1,8 @@
 """The worker processes of `prepare`: the rules run in them alone, so that one that does not return can be ended.
 
 Records go out in short runs, and each answer is a sign of life. A worker sets itself an alarm for each record, which
-the kernel sounds however busy the worker is: it ends the process. The run is then done again record by record in a
-fresh worker, and a record that ends that one as well is refused. What the others say stands.
+the kernel sounds however busy the worker is: it ends the process. The run is then done again by a fresh worker, the
+record that it was at by itself, and a record that ends that worker as well is refused. What the others say stands.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -46,12 +47,14 @@ class _Run:
     records: Sequence[Record]
     deaths: int = 0
 
-    def rest(self, count: int) -> list[_Run]:
-        left = self.records[count:]
-        return [_Run(self.start + count, left, self.deaths)] if left else []
+    def part(self, first: int, end: int | None = None) -> list[_Run]:
+        some = self.records[first:end]
+        return [_Run(self.start + first, some)] if some else []
 
-    def one_by_one(self) -> list[_Run]:
-        return [_Run(self.start + number, [one], self.deaths + 1) for number, one in enumerate(self.records)]
+    def around(self, suspect: int) -> list[_Run]:
+        """The record that ended a worker by itself, and what stands before and behind it."""
+        alone = _Run(self.start + suspect, self.records[suspect : suspect + 1], self.deaths + 1)
+        return [*self.part(0, suspect), alone, *self.part(suspect + 1)]
 
 
 class WorkerPool:
@@ -97,10 +100,10 @@ class WorkerPool:
         """What a worker read of its run (None where that ended it), and what of that is still to be read."""
         reading = worker.receive()
         if reading is not None:
-            return reading, run.rest(reading.records)
+            return reading, run.part(reading.records)
         if len(run.records) == 1 and run.deaths:
             return _refused(run.records[0], worker.how_it_ended(self._limit_s)), []
-        return None, run.one_by_one()
+        return None, run.around(worker.at.value)
 
     def wait_warm(self) -> None:
         """Start all workers and return once they are up."""
@@ -145,15 +148,19 @@ _ENCODER = msgspec.msgpack.Encoder()
 _READINGS = msgspec.msgpack.Decoder(Reading)
 _RECORDS = msgspec.msgpack.Decoder(list[Record])
 _LOST = (EOFError, OSError)
+# Forked from a process that has imported the rules and nothing else happened in: this one has Kafka clients, whose
+# threads do not survive a fork, and a second of imports would go by before the next record after each that hangs.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
 
 
 class _Worker:
     """This side of one worker process."""
 
     def __init__(self, told: tuple[bytes, bytes, Read, float]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, *told), daemon=True)
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self.at = _CONTEXT.RawValue("l", 0)  # which record of its run it has begun
+        self.process = _CONTEXT.Process(target=work, args=(theirs, self.at, *told), daemon=True)
         self.process.start()
         theirs.close()
         self._warm = False
@@ -173,6 +180,7 @@ class _Worker:
             self._warm = True
 
     def send(self, records: Sequence[Record]) -> None:
+        self.at.value = 0
         with contextlib.suppress(*_LOST):  # its end is noticed where its answer is received
             self.pipe.send_bytes(_ENCODER.encode(records))
 
@@ -194,7 +202,7 @@ class _Worker:
         return f"its worker ended with exit code {self.process.exitcode}"
 
 
-def work(pipe: Connection, policies: bytes, split_key: bytes, rules: Read, limit_s: float) -> None:
+def work(pipe: Connection, at: Any, policies: bytes, split_key: bytes, rules: Read, limit_s: float) -> None:
     """A worker's life: read what it is sent until the one it works for is gone."""
     known = msgspec.msgpack.decode(policies, type=dict[str, ModelPolicy])
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -202,15 +210,15 @@ def work(pipe: Connection, policies: bytes, split_key: bytes, rules: Read, limit
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         pipe.send_bytes(b"warm")
         while True:
-            reading = rules(_timed(_RECORDS.decode(pipe.recv_bytes()), limit_s), known, split_key)
+            reading = rules(_timed(_RECORDS.decode(pipe.recv_bytes()), at, limit_s), known, split_key)
             reading.rows = reading.rows.serialize().to_pybytes()
             pipe.send_bytes(_ENCODER.encode(reading))
 
 
-def _timed(records: Sequence[Record], limit_s: float) -> Iterator[Record]:
+def _timed(records: Sequence[Record], at: Any, limit_s: float) -> Iterator[Record]:
     """Each record under its alarm, as many as begin within `RUN_S`."""
     enough = time.monotonic() + RUN_S
-    for record in records:
+    for at.value, record in enumerate(records):
         # A handler in Python would wait for the rule to return; left to the kernel, the signal ends the process.
         signal.setitimer(signal.ITIMER_REAL, limit_s)
         yield record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ from streams.prepare import step
 from streams.prepare.step import read_committed_shards
 from streams.prepare.workers import WorkerPool
 from streams.register import read_registry
-from tests.broker import fresh, mark, publish, since
+from tests.broker import fresh, publish
 from tests.hostile.planted import planted
 from tests.integration.test_prepare import PARTITION, RAW, Bench, question
 
@@ -77,15 +78,30 @@ def test_rules_that_do_not_return_cost_their_records_alone(own_bootstrap, tmp_pa
     assert len(shards) > 1 and all(before.last_offset < after.first_offset for before, after in pairwise(shards))
 
 
-@pytest.mark.parametrize("codec", ["zstd", "gzip"])
-@pytest.mark.parametrize("topic", ["training.raw", "usage.feedback"])
-def test_what_unpacks_to_hundreds_of_megabytes_is_refused_by_the_broker(own_bootstrap, topic: str, codec: str) -> None:
+def packed(bootstrap: str, topic: str, value: bytes, codec: str) -> KafkaError | None:
+    """What the broker says of this value under a stranger's codec."""
     told: list[KafkaError | None] = []
-    producer = Producer({"bootstrap.servers": own_bootstrap, "compression.codec": codec, "message.max.bytes": 999_999_999,
-                         "message.timeout.ms": 30_000, "retries": 0})  # fmt: skip
-    producer.produce(topic, b"\0" * 300_000_000, key=b"bomb", on_delivery=lambda error, _: told.append(error))
+    settings = {"compression.codec": codec, "message.max.bytes": 999_999_999, "message.timeout.ms": 30_000}
+    producer = Producer({"bootstrap.servers": bootstrap, **settings})
+    producer.produce(topic, value, key=b"bomb", partition=PARTITION, on_delivery=lambda error, _: told.append(error))
     producer.flush(60)
-    assert told and told[0] is not None, "a consumer would have to unpack it"
-    start = mark(own_bootstrap, topic)
-    publish(own_bootstrap, [Out(topic, b"after", b"{}", [])])
-    assert [record.key for record in since(own_bootstrap, topic, start)] == [b"after"], "the broker goes on"
+    assert told, "the broker said nothing"
+    return told[0]
+
+
+@pytest.mark.parametrize("topic", ["training.raw", "usage.feedback"])
+def test_what_only_zstd_packs_so_small_is_refused(own_bootstrap, topic: str) -> None:
+    """Blocks that repeat too far apart for lz4: 40 MB in some 200 kB."""
+    error = packed(own_bootstrap, topic, os.urandom(128 << 10) * 320, "zstd")
+    assert error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+
+
+@pytest.mark.parametrize("codec", ["zstd", "gzip"])
+def test_what_is_small_enough_when_packed_anew_is_a_dead_letter(own_bootstrap, tmp_path, codec: str) -> None:
+    bench = Bench(own_bootstrap, tmp_path)
+    assert packed(own_bootstrap, RAW, b" " * 40_000_000, codec) is None
+    bench.submit(question(1))
+    (shard,) = bench.prepared()
+    assert shard.rows == 1
+    (letter,) = bench.dead()
+    assert letter.value == b"" and b"40000000 bytes are left out" in dict(letter.headers)["__connect.errors.exception.message"]
