@@ -81,6 +81,7 @@ SETTINGS = re.compile(
     r"|interval_|(result|read|sort|set|transfer)_overflow_mode$|cross_|materialize|regexp_|rewrite_|describe_|text_|h3"
     r"|formatdatetime_|parsedatetime_|precise_|force_|read_|load_|exact_|fsync_|compatibility$|http_wait|deduplicate"
     r"|old_parts_|cleanup_|finished_mutations_|index_|ttl_|merge_|parts_to_|number_of_|deduplicat|assign_|check_"
+    r"|opentelemetry_start_trace_probability$"
 )
 # Of those, by the words of a name: what changes the language, gives rights, holds an expression, or names a file, a
 # disk, an address or a program. A few harmless ones are refused with them.
