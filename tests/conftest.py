@@ -5,6 +5,7 @@ Tests share them, so each makes its own: a fresh topic, group, transactional id 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -66,3 +67,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         for title, text in report.sections
     ]
     return report
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line of `make test-long` is one JSON object."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and config.option.markexpr == "long":
+        counts = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "skipped")}
+        counts["failed"] += len(reporter.stats.get("error", ()))
+        print(json.dumps(counts))

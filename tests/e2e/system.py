@@ -92,8 +92,9 @@ class Said:
         return json.loads(self.out)
 
     def refused_in_one_line(self) -> str:
-        """The error's one line. Fails where there are more, or none, or the status says that all went well."""
-        lines = [line for line in self.err.splitlines() if line.strip()]
+        """The error's one line; `up` says before which settings it obeys. Fails where there are more, or none, or the
+        status says that all went well."""
+        lines = [line for line in self.err.splitlines() if line.strip() and not line.startswith("settings file: ")]
         assert self.code not in (0, None), f"status {self.code}: {self.out} {self.err}"
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: "), self.err
