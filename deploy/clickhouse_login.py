@@ -26,7 +26,8 @@ def analyst(settings: Settings) -> Login:
 
 def _login(settings: Settings, local_user: str) -> Login:
     if settings.clickhouse_url:
-        return Login(settings.clickhouse_user, settings.clickhouse_password_file)
+        file = settings.clickhouse_password_file
+        return Login(settings.clickhouse_user, str(Path(file).absolute()) if file else "")
     return Login(local_user, str(passwords_folder(settings) / local_user))
 
 

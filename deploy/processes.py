@@ -21,7 +21,7 @@ from deploy.addresses import addresses, credentials, identity_secret, use_creden
 from deploy.local.folders import data_folder, keep_private, own_folder
 from deploy.settings import Settings
 from deploy.shown import WithoutSecrets, without_secrets
-from schemas.identity import InferenceIds, split_key
+from schemas.identity import InferenceIds, key_id, split_key
 from streams import kafka, metrics, watchdog
 from streams.dead_letters import Budget
 
@@ -50,6 +50,7 @@ def run(name: str, settings: Settings) -> None:
     if name != "serve":  # its replicas are processes of their own: /metrics on the HTTP port
         metrics.listen(name, settings.metrics_host, settings.metrics_port)
     use_credentials(settings)
+    identity_secret(settings)  # none goes on without: what it cannot prove or recognise shows only much later
     kafka.ensure_topics(addresses(settings).bootstrap, settings.replication_factor)
     _RUNNERS[name](settings, stop)
 
@@ -240,7 +241,7 @@ def _erase(settings: Settings, stop: threading.Event) -> None:
         "streams.erase.child", (where.bootstrap, where.clickhouse, logs, *settings.artifact_place), at_once=False
     )
     _say_ready(settings, GROUP)
-    job = EraseJob(where.bootstrap)
+    job = EraseJob(where.bootstrap, key_id(identity_secret(settings)))
     long_job.run(where.bootstrap, GROUP, TOPIC, job, child, stop, transactional_id="tuneloop-erase-0",
                  budget=_budget(settings))  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -33,6 +34,9 @@ _NO_SECRETS = {
     "clickhouse_url": "clickhouse_user and a file that clickhouse_password_file names",
     "artifacts": "a file that artifacts_config names (access_key=…, secret_key=…)",
 }
+
+
+_SECRET_PARAMETER = re.compile(r"(?i)(^|&)(user|username|password|access_key|secret_key|session_token)=")
 
 
 class SettingsError(ValueError):
@@ -91,12 +95,16 @@ class Settings:
                 f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
             )
         for name, instead in _NO_SECRETS.items():
-            if "@" in urlsplit(getattr(self, name)).netloc:
+            address = urlsplit(getattr(self, name))
+            if "@" in address.netloc or _SECRET_PARAMETER.search(address.query):
                 origin = self.sources.get(name, "the default")
                 raise SettingsError(
                     f"{name} (from {origin}): no user or password in an address, which is shown and logged: put "
                     f"them into {instead}"
                 )
+        if self.clickhouse_url and urlsplit(self.clickhouse_url).scheme not in ("http", "https"):
+            origin = self.sources.get("clickhouse_url", "the default")
+            raise SettingsError(f"clickhouse_url (from {origin}): expected https://HOST:PORT (or http://)")
         if not 0 <= self.max_refused <= MOST_REFUSED:
             origin = self.sources.get("max_refused", "the default")
             raise SettingsError(

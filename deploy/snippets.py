@@ -139,7 +139,8 @@ def kafka(access: KafkaAccess) -> str:
         read = f"settings = {dict(access.settings)!r}"
     else:
         read = f"""lines = Path({access.config_file!r}).read_text().splitlines() if {access.config_file!r} else []
-settings = dict(line.split("=", 1) for line in lines if "=" in line)"""
+pairs = [line.split("=", 1) for line in lines if "=" in line and line.strip()[0] not in "#;"]
+settings = {{name.strip(): value.strip() for name, value in pairs}}"""
     return f"""import json
 from pathlib import Path
 
@@ -160,19 +161,21 @@ def kafkajs(access: KafkaAccess) -> str:
         read = f"const settings = {text(dict(access.settings))};"
     else:
         read = f"""const file = {text(access.config_file)};
-const lines = file ? require("fs").readFileSync(file, "utf8").split("\\n").filter((line) => line.includes("=")) : [];
-const settings = Object.fromEntries(lines.map((line) => line.split(/=(.*)/s)));"""
+const text = file ? require("fs").readFileSync(file, "utf8") : "";
+const lines = text.split("\\n").filter((line) => /^\\s*[^#;\\s].*=/.test(line));
+const settings = Object.fromEntries(lines.map((line) => line.split(/=(.*)/s).map((part) => part.trim())));"""
     return f"""const {{ Kafka }} = require("kafkajs");
 
 {read}
 const protocol = settings["security.protocol"] || "PLAINTEXT";
+const ca = settings["ssl.ca.location"];
 const kafka = new Kafka({{
   clientId: "mine",
   brokers: {text(access.bootstrap.split(","))},
-  ssl: protocol.endsWith("SSL"),
+  ssl: protocol.endsWith("SSL") && (ca ? {{ ca: [require("fs").readFileSync(ca)] }} : true),
   sasl: protocol.startsWith("SASL")
     ? {{
-        mechanism: settings["sasl.mechanism"].toLowerCase(),
+        mechanism: (settings["sasl.mechanism"] || settings["sasl.mechanisms"]).toLowerCase(),
         username: settings["sasl.username"],
         password: settings["sasl.password"],
       }}

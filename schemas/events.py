@@ -220,6 +220,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 class VerdictReached(Event, frozen=True, kw_only=True):
     """The gate's judgement of one candidate against the champion, or against the base where none serves.
 
+    `failed`: the check could not be carried out, which says nothing of the candidate: its adapter stays.
     `void`: rows that it was trained on are erased by now, so it is neither passed nor refused. `erasures` names those
     that removed rows which it, or the version it was trained from, had learned from.
     """
@@ -239,6 +240,7 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     drift_id: str = ""
     seconds: float = 0.0
     void: bool = False
+    failed: bool = False
     erasures: list[str] = []
 
 

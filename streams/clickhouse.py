@@ -60,7 +60,7 @@ def connect(url: str, timeout_s: float = 30.0, login: Login | None = None) -> Cl
     while True:
         try:
             return clickhouse_connect.get_client(
-                dsn=url, username=who.user or None, password=who.password,
+                dsn=url, interface=urlsplit(url).scheme, username=who.user or None, password=who.password,
                 autogenerate_session_id=False, send_receive_timeout=60,
                 compress=not _here(url),  # to squeeze what stays on this machine only takes time
             )

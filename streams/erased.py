@@ -6,6 +6,7 @@ whatever of the subject stood in a topic before the request is the business of `
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Protocol
 
@@ -14,10 +15,11 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.events import ErasureCompleted, ErasureRequested
 from schemas.identity import erasure_id, key_id, parse_answer_id, subject_hash
-from streams import kafka
+from streams import kafka, metrics
 from streams.artifacts import ArtifactStore, MissingArtifactError
 from streams.unreadable import decoded
 
+log = logging.getLogger(__name__)
 TOPIC = "subjects.erasures"
 # A request is this old at most before every consumer knows of it; `streams.erase` waits longer before it looks.
 STALE_S = 0.5
@@ -75,6 +77,7 @@ class Erased:
         self._secret, self._store = secret, store
         self._hashes: set[str] = set()
         self._inferences = {path.rsplit("/", 1)[1] for path, _ in store.files(LATE)}
+        self._ours = False  # whether a request under this secret was read
         self._unread: set[str] = set()  # erasures of which a record cannot be read
         self._under_way: set[str] = set()  # erasures whose subject's answers are still being found
         self._refreshed_at = float("-inf")
@@ -108,19 +111,27 @@ class Erased:
             self._unread.add((record.key or b"").decode(errors="replace").removesuffix("/receipt"))
             return
         event = pair[1]
+        if isinstance(event, ErasureRequested) and event.key_id != key_id(self._secret):
+            self._foreign(record, event)
+            return
         self._hashes.add(event.subject_hash)
         if isinstance(event, ErasureCompleted):
             return
-        if event.key_id != key_id(self._secret):
-            raise OtherSecretError(
-                f"{record.origin} was made under identity secret {event.key_id or '(none)'}, this process has "
-                f"{key_id(self._secret)}: name the same identity_secret_file for every process"
-            )
+        self._ours = True
         if event.subject_id:
             self._under_way.add(event.erasure_id)
         else:
             self._under_way.discard(event.erasure_id)
             self._inferences.update(read_inferences(self._store, event.erasure_id))
+
+    def _foreign(self, record: kafka.Record, event: ErasureRequested) -> None:
+        """A request under another secret. Whoever meets one first has the wrong secret, and ends; one among requests of
+        its own is somebody else's mistake, and raises the alarm."""
+        said = f"{record.origin} was made under identity secret {event.key_id}, this process has {key_id(self._secret)}"
+        if not self._ours:
+            raise OtherSecretError(f"{said}: name the same identity_secret_file for every process")
+        metrics.UNREADABLE.labels(TOPIC).inc()
+        log.error("%s: it is passed over, ask for it again", said)
 
     def anybody(self) -> bool:
         return bool(self._hashes or self._unread)

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from confluent_kafka.cimpl import NewTopic
 
 from schemas import codec
-from schemas.topics import CONSUMER_GROUPS, DEAD_LETTER_BYTES, all_topics
+from schemas.topics import CONSUMER_GROUPS, DEAD_LETTER_BYTES, Topic, all_topics
 from streams.kafka_security import security
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ BATCH_BYTES = 32 * 1024 * 1024
 QUEUED_KB = 4_096
 # Kafka's own partitioner, so that Java clients, Faust and we agree on where a key lives.
 PARTITIONER = "murmur2_random"
+_NOT_ALLOWED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 UNASSIGNED = -1  # librdkafka's word for "the partitioner says"
 
 
@@ -265,15 +266,27 @@ def ensure_topics(bootstrap: str, replication: int = 1, timeout_s: float = 30.0)
     wait_until_known(client, [topic.topic for topic in missing], timeout_s)
     if missing:
         _wait_for_coordinators(bootstrap, timeout_s)
-    bounds = [
-        ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=[
-            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-            for name, value in topic.bounds().items()
-        ])
-        for topic in all_topics() if topic.bounds() and topic.name in existing
-    ]  # fmt: skip
-    for future in client.incremental_alter_configs(bounds).values() if bounds else ():
-        future.result(timeout_s)
+    _bound(client, [topic for topic in all_topics() if topic.bounds() and topic.name in existing], timeout_s)
+
+
+def _bound(client: AdminClient, topics: list[Topic], timeout_s: float) -> None:
+    """Set what bounds the records of these topics, where it is not so yet; who may not is no reason to end."""
+    asked = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
+    known = client.describe_configs(asked) if asked else {}
+    try:
+        now = {resource.name: future.result(timeout_s) for resource, future in known.items()}
+        changed = []
+        for topic in topics:
+            wrong = [(name, value) for name, value in topic.bounds().items() if now[topic.name][name].value != value]
+            entries = [ConfigEntry(*pair, incremental_operation=AlterConfigOpType.SET) for pair in wrong]
+            if entries:
+                changed.append(ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=entries))
+        for future in client.incremental_alter_configs(changed).values() if changed else ():
+            future.result(timeout_s)
+    except KafkaException as error:
+        if error.args[0].code() not in _NOT_ALLOWED:
+            raise
+        log.warning("what bounds the records of our topics is not checked: %s", error.args[0].str())
 
 
 def wait_until_known(client: AdminClient, topics: list[str], timeout_s: float = 30.0) -> None:

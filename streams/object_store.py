@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 from streams.key_values import KeyValueError, read_key_values
 
@@ -47,4 +48,6 @@ def open_object_store(root: str, config: str = "") -> tuple[fs.FileSystem, str]:
         return opened
     if not root.startswith("s3://"):
         raise ObjectStoreError(f"{config}: these settings are for s3:// alone; gs:// has its own credentials file")
-    return fs.S3FileSystem(**options), root.removeprefix("s3://").partition("?")[0].rstrip("/")
+    path, _, query = root.removeprefix("s3://").partition("?")
+    named = {name: value for name, value in parse_qsl(query) if name in KNOWN}
+    return fs.S3FileSystem(**named | options), path.rstrip("/")

@@ -92,7 +92,7 @@ def _decision(
         model=verdict.model, decision=decision, reason=reason, version=version,
         previous=verdict.champion_version, digest=verdict.digest, job_id=verdict.job_id,
         drift_id=verdict.drift_id, epoch=state.epoch if state else 0,
-        deletes=[] if has_it else [adapter_path(verdict.digest)],
+        deletes=[] if has_it or verdict.failed else [adapter_path(verdict.digest)],
     )
 
 

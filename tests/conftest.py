@@ -9,6 +9,7 @@ import json
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from deploy.local import kafka as local_kafka
 from deploy.local.errors import LocalPartError
@@ -24,6 +25,11 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         local_kafka.make_credential(credential)
         patch.setenv(kafka_security.VARIABLE, str(credential))
         yield
+
+
+# Limits of milliseconds say how busy the machine is; what may not be slow has a test of its own.
+hypothesis_settings.register_profile("here", deadline=None)
+hypothesis_settings.load_profile("here")
 
 
 def a_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -14,7 +14,7 @@ from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
 from schemas.events import ErasureCompleted, ErasureRequested
 from schemas.identity import erasure_id, key_id, subject_hash
-from streams.erase.job import receipt
+from streams.erase.job import asked_under, receipt
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +39,11 @@ def forget(
     """
     subject = subject_given(subject)
     secret = identity_secret(context.settings)
+    if others := asked_under(context.bootstrap) - {key_id(secret)}:
+        raise CommandError(
+            f"erasures here were asked for under identity secret {', '.join(sorted(others))}, this is "
+            f"{key_id(secret)}: name the file of that one by identity_secret_file"
+        )
     hashed = subject_hash(secret, subject)
     identity = erasure_id(hashed)
     before = receipt(context.bootstrap, identity)

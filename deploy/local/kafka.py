@@ -301,7 +301,10 @@ def make_credential(credential: Path) -> str:
     """The password in the file with which clients come in, which is made where there is none."""
     lines = ("security.protocol=SASL_PLAINTEXT", "sasl.mechanism=PLAIN", f"sasl.username={USER}")
     write_secret(credential, "\n".join((*lines, f"sasl.password={secrets.token_hex(32)}", "")))
-    return read(credential.read_text(encoding="utf-8"), str(credential))["sasl.password"]
+    known = read(credential.read_text(encoding="utf-8"), str(credential))
+    if (known["security.protocol"], known.get("sasl.username")) != ("SASL_PLAINTEXT", USER):
+        raise LocalPartError(f"{credential} is of another Kafka: give kafka_bootstrap, or leave kafka_config empty.")
+    return known["sasl.password"]
 
 
 def _properties(data_dir: Path, port: int, controller_port: int, behind_proxy: tuple[int, int] | None) -> str:

@@ -22,6 +22,8 @@ def make_secret(path: Path) -> str:
 
 def write_secret(path: Path, text: str) -> None:
     """Write the file (0600) unless it is there; whoever reads it meanwhile finds all of it or nothing."""
+    if path.exists():
+        return
     own_folder(path.parent)
     with FileLock(path.with_name(f".{path.name}.lock"), mode=0o600):
         if path.exists():

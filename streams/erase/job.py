@@ -24,13 +24,18 @@ GROUP, TOPIC, SOURCE = "erase", "subjects.erasures", "erase"
 class EraseJob:
     """The job of the long-job loop; see `streams.long_job.Job`."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, key_id: str) -> None:
+        """`key_id` names this process's identity secret: what was asked under another nobody here would know again."""
+        self._key_id = key_id
         self._bootstrap = bootstrap
         self._current: tuple[Envelope, ErasureRequested] | None = None
 
     def accept(self, envelope: Envelope, event: ErasureRequested | ErasureCompleted) -> Any | None:
         """A request that has lost its subject is our own child's: it matters where its receipt was never given."""
         if isinstance(event, ErasureCompleted):
+            return None
+        if event.key_id != self._key_id:
+            log.error("%s was asked for under another identity secret: nothing is done", event.erasure_id)
             return None
         if not event.subject_id and not event.inferences:
             log.warning("%s names nobody: nothing is done", event.erasure_id)
@@ -76,6 +81,12 @@ def receipt(bootstrap: str, erasure_id: str) -> ErasureCompleted | None:
     """The last receipt of an erasure, None where there is none yet."""
     last = _last_receipt(bootstrap, erasure_id)
     return last[1] if last else None
+
+
+def asked_under(bootstrap: str) -> set[str]:
+    """The identity secrets, by key id, under which erasures were asked for so far."""
+    said = readable(kafka.read_to_end(bootstrap, TOPIC))
+    return {event.key_id for _, event in said if isinstance(event, ErasureRequested)}
 
 
 def _last_receipt(bootstrap: str, erasure_id: str) -> tuple[Envelope, ErasureCompleted] | None:

@@ -6,6 +6,7 @@ id is overwritten where it stands, by as many asterisks: whoever appends to the 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -15,6 +16,8 @@ from urllib.parse import quote, quote_plus
 
 from streams.erase.subject import spellings
 
+log = logging.getLogger(__name__)
+_LOG = re.compile(r"\.(log|out|err)(\.\d+)?$")
 CHUNK_BYTES = 4 * 1024 * 1024
 _OVERLAP_BYTES = 64 * 1024
 # An id as short as this may be any word: it counts in quotes, or behind an equals sign, alone.
@@ -44,10 +47,10 @@ def _pattern(subject_id: str) -> re.Pattern[bytes]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Regular files alone: Ray has sockets and links beside its logs."""
+    """Logs alone: Ray keeps sockets, links and the state of what runs beside its own."""
     for path in sorted(folder.rglob("*")):
         try:
-            if stat.S_ISREG(path.lstat().st_mode):
+            if _LOG.search(path.name) and stat.S_ISREG(path.lstat().st_mode):
                 yield path
         except FileNotFoundError:  # a log that was just rotated away
             continue
@@ -56,7 +59,9 @@ def _files(folder: Path) -> Iterator[Path]:
 def _blotted(path: Path, pattern: re.Pattern[bytes]) -> int:
     try:
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):  # somebody else's, or a link by now: no reason to go no further
+            log.error("%s could not be looked through: %s", path, error.strerror)
         return 0
     places, start = 0, 0
     try:

@@ -87,11 +87,12 @@ def _work(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callabl
 def _erase(spec: dict[str, Any], name: str, stop: threading.Event, ready: Callable[[], None]) -> None:
     from streams import long_job
     from streams.erase.job import GROUP, TOPIC, EraseJob
+    from tests.ids import KEY_ID
 
     told = (spec["bootstrap"], spec["clickhouse"], f"{spec['folder']}/artifacts", 3 * spec["transaction_ms"] / 1000)
     child = long_job.WarmChild("tests.faults.erase_child", told, at_once=False)
     ready()
-    job = EraseJob(spec["bootstrap"])
+    job = EraseJob(spec["bootstrap"], KEY_ID)
     long_job.run(spec["bootstrap"], GROUP, TOPIC, job, child, stop, transactional_id=name)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -20,6 +21,7 @@ from deploy.local.ports import is_loopback
 from deploy.settings import Settings, SettingsError
 from streams import kafka, kafka_security
 from streams.artifacts import ArtifactError, open_store
+from streams.clickhouse import connect
 from streams.kafka_security import KafkaConfigError, read
 from streams.object_store import ObjectStoreError, read_config
 
@@ -102,6 +104,26 @@ def test_nothing_goes_in_the_clear_to_another_machine(
         check_encrypted(Settings(**address))
 
 
+def test_an_https_clickhouse_is_spoken_to_by_tls_on_whatever_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        first: list[bytes] = []
+
+        def listen() -> None:
+            with server.accept()[0] as caller:
+                first.append(caller.recv(1))
+
+        threading.Thread(target=listen, daemon=True).start()
+        with pytest.raises(ClickHouseError):
+            connect(f"https://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.0)
+    assert first == [b"\x16"], "a TLS handshake, before any password"
+
+
+@pytest.mark.parametrize("address", ["clickhouse://h", "tcp://h:9000", "h:8123", "ftp://h"])
+def test_clickhouse_is_asked_over_http_alone(address: str) -> None:
+    with pytest.raises(SettingsError, match="clickhouse_url"):
+        Settings(clickhouse_url=address)
+
+
 class _Bucket(BaseHTTPRequestHandler):
     """An object store of whom nothing is asked but who is asking."""
 
@@ -144,7 +166,9 @@ def test_wrong_credentials_of_a_store_are_one_line(tmp_path: Path, text: str, sa
     assert said in str(told.value) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("address", ["s3://key:secret@bucket/x", "s3://key@bucket", "s3://:secret@bucket/x"])
+@pytest.mark.parametrize(
+    "address", ["s3://key:secret@bucket/x", "s3://key@bucket", "s3://:secret@bucket/x", "s3://bucket/x?access_key=a&secret_key=b"]
+)
 def test_no_secret_stands_in_the_address_of_a_store(address: str) -> None:
     with pytest.raises(SettingsError, match="artifacts_config"):
         Settings(artifacts=address)

@@ -11,7 +11,6 @@ from confluent_kafka import KafkaError, Producer
 from schemas.events import ErasureRequested, ModelStateChanged, ShardWritten
 from schemas.identity import erasure_id, subject_hash
 from streams import kafka, metrics
-from streams.artifacts import ArtifactStore
 from streams.erased import Erased
 from streams.kafka import Out
 from streams.prepare import step
@@ -20,9 +19,10 @@ from streams.prepare.workers import WorkerPool
 from streams.register import read_registry
 from tests.broker import fresh, publish
 from tests.hostile.planted import planted
+from tests.ids import KEY_ID, SECRET, SPLIT_KEY
 from tests.integration.test_prepare import PARTITION, RAW, Bench, question
+from tests.stores import store_at
 
-SECRET = b"s" * 32
 POISON = [b"", b"\x00\xff", b'{"model": ', b"[]", b'{"a":' * 5_000]
 
 
@@ -55,9 +55,9 @@ def test_an_unreadable_erasure_keeps_its_subject_out_and_the_next_is_read(own_bo
     identity = erasure_id(subject_hash(SECRET, "jane"))
     spoil(own_bootstrap, "subjects.erasures", identity.encode())
     hashed = subject_hash(SECRET, "joan")
-    request = ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, subject_id="joan")
+    request = ErasureRequested(erasure_id=erasure_id(hashed), subject_hash=hashed, key_id=KEY_ID, subject_id="joan")
     publish(own_bootstrap, [kafka.out(request, source="test")])
-    erased = Erased(own_bootstrap, SECRET, ArtifactStore(str(tmp_path)))
+    erased = Erased(own_bootstrap, SECRET, store_at(tmp_path))
     erased.refresh()
     assert erased.covers("joan") and erased.covers("jane") and not erased.covers("jim")
 
@@ -65,7 +65,7 @@ def test_an_unreadable_erasure_keeps_its_subject_out_and_the_next_is_read(own_bo
 def test_rules_that_do_not_return_cost_their_records_alone(own_bootstrap, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(step, "READ_LIMIT_S", 0.0)  # each batch is cut off as soon as it may be
     bench = Bench(own_bootstrap, tmp_path)
-    bench.workers = WorkerPool({bench.model: bench.policy}, rules=planted, limit_s=0.5)
+    bench.workers = WorkerPool({bench.model: bench.policy}, SPLIT_KEY, rules=planted, limit_s=0.5)
     said = [{**question(number), "completion": f"answer {number}"} for number in range(600)]
     said[0]["completion"] = said[300]["completion"] = "loops"
     bench.submit(*said)
@@ -82,7 +82,7 @@ def packed(bootstrap: str, topic: str, value: bytes, codec: str) -> KafkaError |
     """What the broker says of this value under a stranger's codec."""
     told: list[KafkaError | None] = []
     settings = {"compression.codec": codec, "message.max.bytes": 999_999_999, "message.timeout.ms": 30_000}
-    producer = Producer({"bootstrap.servers": bootstrap, **settings})
+    producer = Producer(kafka.client_settings(bootstrap, **settings))
     producer.produce(topic, value, key=b"bomb", partition=PARTITION, on_delivery=lambda error, _: told.append(error))
     producer.flush(60)
     assert told, "the broker said nothing"

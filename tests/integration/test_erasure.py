@@ -86,7 +86,7 @@ def test_an_empty_name_is_nobodys(kafka_bootstrap: str, store: ArtifactStore) ->
     suppression = known(kafka_bootstrap, store)
     assert suppression.anybody() and not suppression.covers("") and not suppression.covers("", "")
     envelope = Envelope("an-id", "ErasureRequested", "test", 1)
-    assert EraseJob(kafka_bootstrap).accept(envelope, request("")) is None
+    assert EraseJob(kafka_bootstrap, KEY_ID).accept(envelope, request("")) is None
 
 
 def test_whoever_cannot_learn_who_was_forgotten_does_not_go_on(
@@ -100,7 +100,7 @@ def test_whoever_cannot_learn_who_was_forgotten_does_not_go_on(
 
 def test_a_receipt_is_of_one_request(kafka_bootstrap: str) -> None:
     """A person may be forgotten again: the receipt of the first time says nothing of the second."""
-    job, named = EraseJob(kafka_bootstrap), request(fresh("jane"))
+    job, named = EraseJob(kafka_bootstrap, KEY_ID), request(fresh("jane"))
     nameless = msgspec.structs.replace(named, subject_id="", inferences="erasures/x.json")
     asked = [Envelope(f"request-{n}", "ErasureRequested", "tuneloop", n) for n in (1, 2)]
     renamed = [Envelope(f"nameless-{n}", "ErasureRequested", "erase", n, causation_id=f"request-{n}") for n in (1, 2)]

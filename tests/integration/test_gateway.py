@@ -21,7 +21,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from deploy.bases.add import SHIPPED
 from deploy.local.ports import free_ports
@@ -329,7 +329,7 @@ def test_an_event_that_the_broker_refuses_is_kept_until_it_is_taken(kafka_bootst
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[
         ConfigEntry("max.message.bytes", "5000", incremental_operation=AlterConfigOpType.SET)
     ])  # fmt: skip
-    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    admin = kafka.admin(kafka_bootstrap)
     admin.incremental_alter_configs([resource])[resource].result(30)
     waiting = partial(metrics.registry.get_sample_value, "tuneloop_unsent_records", {"replica": "r"})
     until(polled(lambda: waiting() == 0), 30, "the broker to take it")

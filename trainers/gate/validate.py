@@ -45,7 +45,8 @@ class GateJob:
     def finished(self, result: Any, elapsed_s: float) -> list[Out]:
         envelope, candidate = self._now()
         if isinstance(result, Exception):
-            result = {"passed": False, "reason": f"the check failed: {result}", "checks": [], "champion_version": 0}
+            said = f"the check failed: {result}"
+            result = {"passed": False, "reason": said, "checks": [], "champion_version": 0, "failed": True}
         verdict = VerdictReached(
             model=candidate.model,
             job_id=candidate.job_id,
@@ -62,6 +63,7 @@ class GateJob:
             replay_data=candidate.replay_data,
             drift_id=candidate.drift_id,
             void=result.get("void", False),
+            failed=result.get("failed", False),
             erasures=result.get("erasures", []),
             seconds=elapsed_s,
         )

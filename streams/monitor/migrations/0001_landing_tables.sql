@@ -222,6 +222,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `drift_id` String,
     `seconds` Float64,
     `void` Bool,
+    `failed` Bool,
     `erasures` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
