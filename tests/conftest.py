@@ -6,6 +6,7 @@ Tests share them, so each makes its own: a fresh topic, group, transactional id 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from deploy.local import kafka as local_kafka
 from deploy.local.errors import LocalPartError
 from streams import kafka, kafka_security, transaction
+from streams.clickhouse import PASSWORD_FILE_VARIABLE, USER_VARIABLE
 from tests import parts
 
 
@@ -25,6 +27,15 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         local_kafka.make_credential(credential)
         patch.setenv(kafka_security.VARIABLE, str(credential))
         yield
+
+
+@pytest.fixture(autouse=True)
+def credentials_stay(credentials: None) -> Iterator[None]:
+    """A command that a test calls within this process has the credentials of its own settings, and only so long."""
+    names = (kafka_security.VARIABLE, USER_VARIABLE, PASSWORD_FILE_VARIABLE, "TUNELOOP_IDENTITY_SECRET_FILE")
+    before = {name: os.environ[name] for name in names if os.environ.get(name)}
+    yield
+    os.environ.update(before)
 
 
 # Limits of milliseconds say how busy the machine is; what may not be slow has a test of its own.

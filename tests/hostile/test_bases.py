@@ -208,18 +208,18 @@ def register(step: RegisterStep, *events: Any) -> list[Any]:
     "path", ["../../tmp/mine", "/tmp/mine", "bases/other", "adapters/{}", "bases/{}/", "bases/{}/..", "", "bases/../{}"]
 )
 @pytest.mark.parametrize("event", [e.BaseAddRequested, e.VerdictReached])
-def test_a_path_that_is_not_its_contents_becomes_a_letter(event: Any, path: str) -> None:
+def test_a_path_that_is_not_its_contents_becomes_a_letter(event: Any, path: str, tmp_path: Path) -> None:
     digest = "ab" * 32
     path = path.format(digest) if event is e.BaseAddRequested else path.replace("bases", "adapters", 1).format(digest)
     if event is e.VerdictReached and path == f"adapters/{digest}":
         path = f"bases/{digest}"
-    (letter,) = register(RegisterStep("", {}), example(event, "mine", digest=digest, path=path, passed=True)
+    (letter,) = register(RegisterStep("", {}, store_at(tmp_path)), example(event, "mine", digest=digest, path=path, passed=True)
                          if event is e.VerdictReached else example(event, "mine", digest=digest, path=path))  # fmt: skip
     assert letter.topic == "dead.register" and letter.value is not None
 
 
-def test_a_known_base_keeps_its_weights() -> None:
-    step = RegisterStep("", {})
+def test_a_known_base_keeps_its_weights(tmp_path: Path) -> None:
+    step = RegisterStep("", {}, store_at(tmp_path))
     first, other = example(e.BaseAddRequested, "mine"), example(e.BaseAddRequested, "mine")
     base, line = register(step, first)
     assert (base.digest, line.decision) == (first.digest, "base-added")

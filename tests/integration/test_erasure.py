@@ -15,9 +15,9 @@ from confluent_kafka import KafkaException
 
 from schemas import events as e
 from schemas.codec import Envelope
-from schemas.identity import erasure_id, subject_hash
+from schemas.identity import erasure_id, key_id, subject_hash
 from schemas.shards import SHARD_SCHEMA
-from streams import erased, failpoints, kafka
+from streams import erased, failpoints, kafka, metrics
 from streams.artifacts import UNFINISHED, ArtifactStore, put_shard_set
 from streams.clickhouse import connect, rows
 from streams.erase import child, compact, find, shards
@@ -79,6 +79,17 @@ def test_whoever_has_another_secret_goes_on_with_nothing(kafka_bootstrap: str, s
     publish(kafka_bootstrap, [kafka.out(request(fresh("jane")), source="test")])
     with pytest.raises(erased.OtherSecretError, match="name the same identity_secret_file"):
         Erased(kafka_bootstrap, SECRET[::-1], store).refresh()
+
+
+def test_one_request_under_another_secret_stops_nobody(kafka_bootstrap: str, store: ArtifactStore) -> None:
+    ours, before = request(fresh("jane")), metrics.UNREADABLE.labels(erased.TOPIC)._value.get()
+    foreign = msgspec.structs.replace(request(fresh("joan")), key_id=key_id(SECRET[::-1]))
+    publish(kafka_bootstrap, [kafka.out(one, source="test") for one in (ours, foreign)])
+    suppression = known(kafka_bootstrap, store)
+    assert suppression.covers(ours.subject_id) and not suppression.covers(foreign.subject_id)
+    assert metrics.UNREADABLE.labels(erased.TOPIC)._value.get() > before
+    envelope = Envelope("an-id", "ErasureRequested", "test", 1)
+    assert EraseJob(kafka_bootstrap, KEY_ID).accept(envelope, foreign) is None
 
 
 def test_an_empty_name_is_nobodys(kafka_bootstrap: str, store: ArtifactStore) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from deploy.cli.main import command_line
 from deploy.lineage import lines, trace
+from deploy.local.folders import data_folder
 from deploy.version_lineage import LineageError
 from schemas import events as e
 from schemas.identity import split_of
@@ -136,7 +137,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(kafka_bootstrap: str, clickhouse_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    yield Story(kafka_bootstrap, clickhouse_url, tmp_path_factory.mktemp("story"))
+    yield Story(kafka_bootstrap, clickhouse_url, data_folder(tmp_path_factory.mktemp("story") / "data"))
 
 
 def test_a_corrected_record_is_followed_to_the_version_that_serves(story) -> None:
