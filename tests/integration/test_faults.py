@@ -204,5 +204,5 @@ def test_an_artifact_of_a_job_is_whole_or_not(tmp_path: Path) -> None:
     said = f"adapters/a {store.put_bytes('adapters/a', b'adapter')}"
     whole = judge.whole_in(store)
     assert oracle.worked(["a"], [("a", said)], whole).clean
-    (tmp_path / "jobs" / "a").write_bytes(b"adapt")
+    (tmp_path / "adapters" / "a").write_bytes(b"adapt")
     assert oracle.worked(["a"], [("a", said)], whole).counts == {"torn": 1}
