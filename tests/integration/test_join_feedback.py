@@ -125,14 +125,19 @@ def test_feedback_of_any_client_is_joined_to_the_last(bench, codec) -> None:
     assert {record.completion for record in found} == {f"{codec} {number}" for number in range(20)}
 
 
-def test_feedback_as_large_as_kafka_takes_is_kept_and_joined(bench) -> None:
-    """It travels with more headers than it came with, and such as no compression by repetition makes smaller."""
+def test_feedback_as_large_as_kafka_takes_is_kept_and_a_dead_letter_and_the_next_is_joined(bench) -> None:
+    """It travels with more headers than it came with, and such as no compression by repetition makes smaller. No broker
+    takes the training record that it makes with its answer's words, nor would `prepare`."""
     answer, text = bench.answer(), base64.b64encode(random.randbytes(780_000)).decode()
     bench.say(answer.inference_id, "demonstration", text, **{"message.max.bytes": 1_048_000})
     bench.until_taken_in(FEEDBACK, rows.REKEYED)
     bench.serve(answer)
+    [letter] = until(lambda: bench.process.alive() and bench.letters(), what="a letter")
+    assert len(text) > 1_039_000 and text.encode() in letter.value
+    assert b"a training record of at most" in dict(letter.headers)["__connect.errors.exception.message"]
+    bench.say(answer.inference_id, "demonstration", "short")
     [found] = bench.until_joined(1, answer)
-    assert len(text) > 1_039_000 and found.completion == text
+    assert found.completion == "short"
 
 
 def test_malformed_feedback_is_a_dead_letter(bench) -> None:
