@@ -48,7 +48,7 @@ def plainly_prepared(batch: dict[str, list[Any]]) -> pa.Table:
     anything = re.compile("")
     rules.repair = _repaired
     pii._suspicious, pii._SEVEN_DIGITS = anything.search, anything
-    pii._MASKS = tuple((kind, anything.search, pattern) for kind, _, pattern in pii._MASKS)
+    pii._MASKS = tuple((kind, anything.search, *rest) for kind, _, *rest in pii._MASKS)
     return prepared(batch)
 
 

@@ -32,6 +32,7 @@ from serving.requests import MAX_BODY_BYTES
 from streams import kafka
 from streams.artifacts import ArtifactStore
 from tests.broker import fresh, fresh_topic, publish, since, until
+from tests.ids import keep
 from tests.parts import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -76,14 +77,16 @@ class Served:
 @pytest.fixture(scope="module")
 def served(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder, base, port = tmp_path_factory.mktemp("serve"), fresh("base"), free_ports(1)[0]
-    path, digest = ArtifactStore(str(folder / "artifacts")).put_folder("bases", SHIPPED["pydoc-4m"])
+    data = folder / "data"
+    keep(data)
+    path, digest = ArtifactStore(str(data / "artifacts")).put_folder("bases", SHIPPED["pydoc-4m"])
     event = BaseRegistered(
         model=base, path=path, digest=digest, architecture="LlamaForCausalLM", parameters=4, context_tokens=1024
     )
     publish(kafka_bootstrap, [kafka.out(event, source="register", subject=base)])
     config = folder / "tuneloop.toml"
     config.write_text(
-        f'data_dir = "{folder}"\nkafka_bootstrap = "{kafka_bootstrap}"\nclickhouse_url = "http://127.0.0.1:1"\n'
+        f'data_dir = "{data}"\nkafka_bootstrap = "{kafka_bootstrap}"\nclickhouse_url = "http://127.0.0.1:1"\n'
         f'http_port = {port}\ncors_origins = ["{APP}"]\nserve_slots = 4\n[models.{MODEL}]\nbase = "{base}"\n'
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TUNELOOP_CONFIG": str(config)}

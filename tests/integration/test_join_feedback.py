@@ -90,7 +90,7 @@ def test_either_may_come_first(bench) -> None:
 
 
 def test_a_correction_replaces_and_older_feedback_that_comes_late_does_not(bench) -> None:
-    answer, now = bench.answer(), 1_763_700_000_000
+    answer, now = bench.answer(), codec.now_ms() - 60_000
     bench.serve(answer)
     for text, time_ms in (("first", now), ("second", now + 2), ("in between", now + 1), ("second", now + 3), ("first", now)):
         bench.say(answer.inference_id, "demonstration", text, partition=0, time_ms=time_ms)
@@ -100,7 +100,7 @@ def test_a_correction_replaces_and_older_feedback_that_comes_late_does_not(bench
 
 
 def test_what_waits_together_teaches_its_newest(bench) -> None:
-    answer, now = bench.answer(), 1_763_700_000_000
+    answer, now = bench.answer(), codec.now_ms() - 60_000
     for text, time_ms in (("newest", now + 2), ("first", now), ("second", now + 1)):
         bench.say(answer.inference_id, "demonstration", text, partition=0, time_ms=time_ms)
     bench.until_taken_in(FEEDBACK, rows.REKEYED)
