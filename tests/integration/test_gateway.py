@@ -74,6 +74,10 @@ class Served:
         return found
 
 
+# Ray gives itself 30 s to start, which a busy machine may exceed more than once.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def served(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder, base, port = tmp_path_factory.mktemp("serve"), fresh("base"), free_ports(1)[0]
@@ -112,7 +116,7 @@ def served(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> It
             return False
 
     try:
-        until(ready, 200, "the gateway to be ready")
+        until(ready, 400, "the gateway to be ready")
         yield one
     finally:
         one.process.send_signal(signal.SIGTERM)
