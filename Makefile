@@ -47,8 +47,8 @@ test-whole: $(TESTS)
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
 test-parts: lint
-	@nice $(BIN)/python -m pytest tests/unit tests/contract -n 2
-	@nice $(BIN)/python -m pytest tests/hostile tests/integration tests/containers --durations=10
+	@nice $(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
+	@nice $(BIN)/python -m pytest tests/integration tests/containers --durations=10
 
 test-long: $(TESTS)
 	@$(BIN)/python -m pytest -m long

@@ -28,7 +28,7 @@ from tests.ids import IDS, SECRET, answer
 OTHERS = InferenceIds(SECRET[::-1])
 MADE_UP = [
     "chatcmpl-1", "", "chatcmpl-" + "0" * 60, answer("x")[:-1], answer("x") + "0", answer("x").upper(), " " + answer("x"),
-    answer("x") + "\n", answer("x").replace("chatcmpl-", "resp_"), OTHERS.issue(), "../" + answer("x"), "chatcmpl-" + "é" * 60,
+    answer("x") + "\n", answer("x").replace("chatcmpl-", "resp_"), OTHERS.sign("0" * 12 + "7" + "0" * 3 + "8" + "0" * 15), "../" + answer("x"), "chatcmpl-" + "é" * 60,
 ]  # fmt: skip
 
 
