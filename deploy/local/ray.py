@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from deploy.local.errors import LocalPartError
 from deploy.local.folders import own_folder
+from deploy.local.secret_files import make_secret
 
 NAMESPACE = "tuneloop"
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -107,14 +107,8 @@ def short_temp_dir(data_dir: Path) -> Path:
 
 def _token_file(data_dir: Path) -> Path:
     own_folder(data_dir.absolute())
-    folder = own_folder(data_dir.absolute() / "secrets")
-    path = folder / "ray-token"
-    if not path.exists():
-        staged = folder / f"ray-token.{os.getpid()}"
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        staged.replace(path)
+    path = data_dir.absolute() / "secrets" / "ray-token"
+    make_secret(path)
     return path
 
 
