@@ -91,7 +91,7 @@ def check_encrypted(settings: Settings) -> None:
     """Raises `SettingsError` for an address beyond this machine that is not encrypted, unless `allow_plaintext`."""
     if settings.allow_plaintext:
         return
-    hosts = [one.rpartition(":")[0] for one in settings.kafka_bootstrap.split(",") if one.strip()]
+    hosts = [one.rpartition(":")[0] or one for one in settings.kafka_bootstrap.split(",") if one.strip()]
     if any(not is_loopback(host) for host in hosts) and not kafka_security.encrypted():
         raise SettingsError(
             f"kafka_bootstrap = {settings.kafka_bootstrap} is another machine and kafka_config does not encrypt: "

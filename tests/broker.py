@@ -18,6 +18,8 @@ from streams import kafka
 from streams.kafka import Out, Record
 
 Mark = dict[tuple[str, int], int]
+# How long a test waits for what takes seconds: other tests run beside it, on machines with two cores.
+PATIENCE_S = 90.0
 
 
 def fresh(word: str) -> str:
@@ -114,7 +116,7 @@ def open_transaction(bootstrap: str, records: Iterable[Out]) -> Iterator[None]:
     ending.join()
 
 
-def until(holds: Callable[[], Any], timeout_s: float = 30.0, what: str | Callable[[], str] = "it") -> Any:
+def until(holds: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str | Callable[[], str] = "it") -> Any:
     """Wait until `holds` returns something true, and return that. `what` may be worked out when it did not come."""
     deadline = time.monotonic() + timeout_s
     while not (value := holds()):
@@ -143,14 +145,14 @@ class Running(AbstractContextManager["Running"]):
         self._thread.start()
         return self
 
-    def ended(self, timeout_s: float = 30.0) -> BaseException | None:
+    def ended(self, timeout_s: float = PATIENCE_S) -> BaseException | None:
         """Wait for the loop to end by itself; the error that ended it, which is then settled."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), f"the loop still runs after {timeout_s:.0f} s"
         error, self.error = self.error, None
         return error
 
-    def until(self, holds: Callable[[], Any], timeout_s: float = 30.0, what: str = "it") -> Any:
+    def until(self, holds: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "it") -> Any:
         """`until`, failing at once with the loop's error where it has ended."""
 
         def watched() -> Any:
@@ -164,7 +166,7 @@ class Running(AbstractContextManager["Running"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop.set()
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         if kind is None:
             assert not self._thread.is_alive(), "the loop did not stop"
             if self.error is not None:

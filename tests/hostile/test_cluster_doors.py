@@ -84,6 +84,7 @@ def test_a_missing_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     [
         ({"kafka_bootstrap": "127.0.0.1:9092,[::1]:9092,localhost:9092"}, True), ({"kafka_bootstrap": "kafka:9092"}, False),
         ({"kafka_bootstrap": "127.0.0.1:9092,10.0.0.7:9092"}, False), ({"kafka_bootstrap": "localhost.evil.example:1"}, False),
+        ({"kafka_bootstrap": "localhost"}, True), ({"kafka_bootstrap": "kafka"}, False),
         ({"kafka_bootstrap": "0.0.0.0:9092"}, False), ({"kafka_bootstrap": "127.0.0.1.nip.example:9092"}, False),
         ({"clickhouse_url": "http://127.0.0.1:8123"}, True), ({"clickhouse_url": "http://clickhouse:8123"}, False),
         ({"clickhouse_url": "https://clickhouse:8443"}, True), ({"clickhouse_url": "http://localhost.evil.example"}, False),
@@ -111,6 +112,7 @@ def test_an_https_clickhouse_is_spoken_to_by_tls_on_whatever_port() -> None:
         def listen() -> None:
             with server.accept()[0] as caller:
                 first.append(caller.recv(1))
+            server.close()  # whoever tries again is told at once
 
         threading.Thread(target=listen, daemon=True).start()
         with pytest.raises(ClickHouseError):
