@@ -16,11 +16,18 @@ from schemas.names import Name
 
 
 # gc=False: an event is a tree, so no cycle can keep it; the collector need not walk what arrives by the thousand.
-class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One turn of a conversation, in OpenAI's form."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """One turn of a conversation, in OpenAI's form; `content` is text, empty where a call stands.
+
+    `tool_calls` is a JSON array as text. `weight` 0 takes an assistant's turn out of what is learned.
+    """
 
     role: str
     content: str
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+    weight: float | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -33,6 +40,14 @@ class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
     """Where one committed Parquet shard lies and what it must hash to (sha256 of its bytes)."""
 
     shard_id: Name
+    path: str
+    digest: str
+    rows: int
+
+
+class FileRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A table in the artifact store: its path, the sha256 of its bytes, its rows."""
+
     path: str
     digest: str
     rows: int
@@ -56,9 +71,14 @@ class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
 class RecordSubmitted(Event, frozen=True, kw_only=True):
     """One training record as it was submitted: by an import, by joined feedback, or by any Kafka client.
 
-    `kind` is sft | preference | kto. The context is `messages` (ending with the user's turn) or `prompt`;
-    the answer is `completion`, or the last assistant turn of `messages`. `chosen`/`rejected` belong to
-    preference, `label` to kto.
+    `kind` is sft | preference | kto | document. The context is `messages` (ending with the user's turn) or `prompt`;
+    the answer is `completion`, or the last assistant turn of `messages`; a document is its `completion` alone.
+    `chosen`/`rejected` belong to preference, `label` to kto; with sft it says whether the answer that was corrected was
+    right. `tools` is a JSON array as text.
+
+    `sampled` says how the row was chosen: random | all | bad | unrated | import | synthetic | augmented; "" = not said.
+    `source_record` is the record that a made-up one was made from, `author` whoever gave the answer, `split` a side
+    that an import lays down.
     """
 
     kind: str = "sft"
@@ -73,9 +93,17 @@ class RecordSubmitted(Event, frozen=True, kw_only=True):
     conversation_id: str = ""
     inference_id: str = ""
     origin: str = "client"
+    tools: str = ""
+    task: str = ""
+    labels: dict[str, str] = {}
+    split: str = ""
+    import_id: str = ""
+    source_record: str = ""
+    sampled: str = ""
+    author: str = ""
 
     def __post_init__(self) -> None:
-        if not self.messages and not self.prompt:
+        if not self.messages and not self.prompt and self.kind != "document":
             raise ValueError("`messages` or `prompt` is required")
 
 
@@ -83,8 +111,9 @@ class ShardWritten(Event, frozen=True, kw_only=True):
     """A Parquet shard of prepared rows is stored; written in one transaction with the offsets it covers.
 
     `dropped` counts records that made no row, by reason; `contradictions` the rows that answer an earlier row's
-    question differently (the newest holds); `augmented` the rows that were made from others. A shard that was rewritten
-    to forget somebody is said again under its own id: `erased` rows fewer, the digest before it in `replaces`.
+    question differently, `asked` those that keep no words (one more person asked a common question); `augmented` the
+    rows that were made from others. A shard that was rewritten to forget somebody is said again under its own id:
+    `erased` rows fewer, the digest before it in `replaces`.
     """
 
     shard_id: Name
@@ -98,6 +127,7 @@ class ShardWritten(Event, frozen=True, kw_only=True):
     dropped: dict[str, int]
     masked: dict[str, int] = {}
     contradictions: int = 0
+    asked: int = 0
     augmented: int = 0
     erased: int = 0
     replaces: str = ""
@@ -108,14 +138,62 @@ class ShardWritten(Event, frozen=True, kw_only=True):
     rules_version: str
 
 
+class SubjectShared(Event, frozen=True, kw_only=True):
+    """A subject under which many people speak (`user="api"`): from here on its rows count by conversation or question.
+
+    For good. `subject_key` is a keyed hash of the subject (`schemas.identity.subject_key`); `rows` were there by then.
+    """
+
+    subject_key: Name
+    rows: int
+
+
 # --- training ---------------------------------------------------------------------------------------
+
+
+class TriggerOpened(Event, frozen=True, kw_only=True):
+    """Something asks for a job, and goes on asking until it is closed.
+
+    `kind` is initial | drift | volume | age | person | erasure | base; `ordinal` counts a model's triggers from 1.
+    """
+
+    trigger_id: str
+    ordinal: int
+    kind: str
+    reason: str
+    version: int = 0
+    drift_id: str = ""
+    actor: str = ""
+
+
+class TriggerClosed(Event, frozen=True, kw_only=True):
+    """A trigger asks no more: `because` is answered | recovered | superseded | person, with the reason in words."""
+
+    trigger_id: str
+    ordinal: int
+    because: str
+    reason: str = ""
+    job_id: str = ""
+    actor: str = ""
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job trains: `method` full | lora | qlora | prefix, `objective` sft | preference | kto, and by what shares
+    the tasks are mixed (by task name; empty = as they come)."""
+
+    method: str = "lora"
+    objective: str = "sft"
+    mixture: dict[str, float] = {}
 
 
 class JobRequested(Event, frozen=True, kw_only=True):
     """A fine-tuning job with all its inputs resolved to digests; `job_id` is the hash of those inputs.
 
-    `reason` is initial | drift | volume | age | person. `parent_digest` is the adapter training goes on
-    from ("" = from the base). `void_before` counts the jobs for the same cause that ended void in a row before it.
+    `reason` is initial | drift | volume | age | person | erasure | base; `answers` are the triggers that it answers.
+    `parent_digest` is the adapter training goes on from ("" = from the base), `spec` how (None = LoRA, supervised).
+    `void_before` counts the jobs for the same cause that ended void in a row before it.
+    `changed_at` is when what a drift noticed began (Unix ms; 0 = no drift), `accept` what the gate asks for
+    ("" = as the reason asks; `no worse`).
     """
 
     job_id: str
@@ -129,7 +207,11 @@ class JobRequested(Event, frozen=True, kw_only=True):
     new_data: ShardSet
     replay_data: ShardSet | None = None
     drift_id: str = ""
-    method: str = "lora"
+    answers: list[str] = []
+    spec: JobSpec | None = None
+    policy_epoch: int = 0
+    changed_at: int = 0
+    accept: str = ""
     recipe: dict[str, float] = {}
     void_before: int = 0
 
@@ -143,8 +225,17 @@ class JobDeferred(Event, frozen=True, kw_only=True):
     min_new_examples: int
 
 
+class JobControlRequested(Event, frozen=True, kw_only=True):
+    """Asks whoever runs a job to cancel | pause | resume it."""
+
+    job_id: str
+    action: str
+    reason: str = ""
+    actor: str = ""
+
+
 class JobProgressed(Event, frozen=True, kw_only=True):
-    """Heartbeat of the training child. `phase` is started | loading | training | saving | evaluating."""
+    """Heartbeat of the training child. `phase` is started | loading | training | saving | evaluating | paused."""
 
     job_id: str
     phase: str
@@ -170,9 +261,11 @@ class JobEnded(Event, frozen=True, kw_only=True):
 class CandidateTrained(Event, frozen=True, kw_only=True):
     """An adapter stands in the artifact store, ready to be judged. `digest` is the hash of its files.
 
-    `fingerprint` holds logits of the trained adapter on a fixed probe prompt; whoever loads the adapter
-    must reproduce them. `new_data` and `replay_data` name the shards as they were read, which may be shorter than the
-    job's: somebody in them was forgotten in between. `void_before` is the job's.
+    `fingerprint` holds logits of the trained adapter on a fixed probe prompt (`probe`), in the number type `dtype`;
+    whoever loads the adapter must reproduce them. `seen` lists the rows that it was trained on, of which the newest was
+    said at `newest_row_ms`. `new_data` and `replay_data` name the shards as they were read, which may be shorter than
+    the job's: somebody in them was forgotten in between. `reason`, `changed_at`, `accept` and `void_before` are the
+    job's.
     """
 
     job_id: str
@@ -191,6 +284,13 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     loss: float
     seconds: float
     fingerprint: list[float]
+    dtype: str = "float32"
+    probe: str = ""
+    seen: FileRef | None = None
+    reason: str = ""
+    changed_at: int = 0
+    accept: str = ""
+    newest_row_ms: int = 0
     drift_id: str = ""
     void_before: int = 0
 
@@ -199,7 +299,10 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One statistical check of a verdict with the numbers it rests on."""
+    """One statistical check of a verdict with the numbers it rests on; `units` are whose rows they are.
+
+    `details` is a JSON object as text: what the check looked at one by one (classes, slices).
+    """
 
     check: str
     dataset: str
@@ -215,6 +318,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     discordance: float
     power: float
     confidence: float
+    units: int = 0
+    details: str = ""
 
 
 class VerdictReached(Event, frozen=True, kw_only=True):
@@ -223,6 +328,10 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     `failed`: the check could not be carried out, which says nothing of the candidate: its adapter stays.
     `void`: rows that it was trained on are erased by now, so it is neither passed nor refused. `erasures` names those
     that removed rows which it, or the version it was trained from, had learned from.
+
+    `judge` is who judged: the registry heeds those that the model's policy names. `test_rows` and `scores` are what was
+    asked and what each scored, by row. `quality` is known | unknown: whether live feedback tells how well the champion
+    does. `superior`: shown to be better, not only no worse.
     """
 
     job_id: str
@@ -242,12 +351,24 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     void: bool = False
     failed: bool = False
     erasures: list[str] = []
+    judge: str = "gate"
+    dtype: str = "float32"
+    probe: str = ""
+    seen: FileRef | None = None
+    test_rows: FileRef | None = None
+    scores: FileRef | None = None
+    quality: str = "known"
+    warnings: list[str] = []
+    superior: bool = False
+    newest_row_ms: int = 0
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """One numbered version of a model: an adapter on a base, its lineage and how it does live.
 
-    `erasures` names those that removed rows it had learned from.
+    `status` is serving | retired | numbered (it has a number, and does not serve). `erasures` names those that removed
+    rows it had learned from. `superior`: it was shown to be better than what served before it, so that later ones are
+    held against it (the anchor).
     """
 
     version: int
@@ -267,6 +388,11 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     quality_low: float | None = None
     quality_high: float | None = None
     erasures: list[str] = []
+    dtype: str = "float32"
+    probe: str = ""
+    seen: FileRef | None = None
+    superior: bool = False
+    newest_row_ms: int = 0
 
 
 class ModelStateChanged(Event, frozen=True, kw_only=True):
@@ -301,6 +427,7 @@ class BaseAddRequested(Event, frozen=True, kw_only=True):
     architecture: str
     parameters: int
     context_tokens: int
+    actor: str = ""
 
 
 class RollbackRequested(Event, frozen=True, kw_only=True):
@@ -312,17 +439,20 @@ class RollbackRequested(Event, frozen=True, kw_only=True):
     to_version: int = -1
     epoch: int = -1
     reason: str = ""
+    actor: str = ""
 
 
 class TrainingRequested(Event, frozen=True, kw_only=True):
     """A person asks for a job now, whatever the drift detector says.
 
     `from_base`: train from the base on all there is, instead of going on from the production adapter (so that it
-    knows nothing of what was erased).
+    knows nothing of what was erased). `accept` is what the gate asks for ("" = better; `no worse`).
     """
 
     reason: str = ""
     from_base: bool = False
+    accept: str = ""
+    actor: str = ""
 
 
 class DecisionMade(Event, frozen=True, kw_only=True):
@@ -340,6 +470,37 @@ class DecisionMade(Event, frozen=True, kw_only=True):
     drift_id: str = ""
     epoch: int = 0
     deletes: list[str] = []
+    actor: str = ""
+
+
+class SharesSet(Event, frozen=True, kw_only=True):
+    """How requests by alias are shared out from now on: a share of 1 by version, which sum to 1; `rule` decided it."""
+
+    shares: dict[str, float]
+    epoch: int
+    rule: str = ""
+    reason: str = ""
+    actor: str = ""
+
+
+class ModelConfigure(Event, frozen=True, kw_only=True):
+    """Asks the registry to hold this policy for the model: a JSON object as text (`schemas.policy.ModelPolicy`).
+
+    `epoch` is the policy that the asker looked at; a stale one is refused. -1 = whatever stands.
+    """
+
+    policy: str
+    epoch: int = -1
+    reason: str = ""
+    actor: str = ""
+
+
+class ModelConfigured(Event, frozen=True, kw_only=True):
+    """The whole policy of a model in force since `epoch`, a JSON object as text."""
+
+    policy: str
+    epoch: int
+    actor: str = ""
 
 
 class AdapterLoaded(Event, frozen=True, kw_only=True):
@@ -356,8 +517,46 @@ class AdapterLoaded(Event, frozen=True, kw_only=True):
 # --- usage and monitoring ---------------------------------------------------------------------------
 
 
+class RequestEnded(Event, frozen=True, kw_only=True):
+    """One request, however it ended; without words, and of nobody. `status` is HTTP's, `error` OpenAI's error code."""
+
+    request_id: str
+    status: int
+    inference_id: str = ""
+    version: int = 0
+    requested: str = ""
+    error: str = ""
+    finish_reason: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    queue_ms: float = 0.0
+    first_token_ms: float = 0.0
+    latency_ms: float = 0.0
+    streamed: bool = False
+    replica: str = ""
+
+
+class ShadowAnswered(Event, frozen=True, kw_only=True):
+    """What another version would have answered to a request that was answered by the serving one; nobody was told."""
+
+    inference_id: str
+    version: int
+    digest: str = ""
+    subject_id: str
+    conversation_id: str = ""
+    answer: str
+    finish_reason: str = ""
+    output_tokens: int = 0
+    latency_ms: float = 0.0
+    replica: str = ""
+
+
 class InferenceServed(Event, frozen=True, kw_only=True):
-    """One answer given to an application, with what it took."""
+    """One answer given to an application, with what it took.
+
+    `finish_reason` is `cancelled` where it was cut off by whoever asked: what there is of it was said all the same.
+    """
 
     inference_id: str
     version: int
@@ -385,6 +584,10 @@ class FeedbackGiven(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `metric_name` is a metric configured for the model (a boolean or a number), or `demonstration` (the
     right answer) or `preferred` (a better answer). It carries no model: the join knows it by `inference_id`.
+
+    It is known by (inference_id, feedback_id): the same value again is a retry, and the first time holds; another value
+    is a correction, and the newest `said_ms` holds (Unix ms; 0 = when the record came). `author` is whoever says it,
+    where that is not the subject; `episode` what the answer was one step of.
     """
 
     inference_id: str
@@ -394,6 +597,9 @@ class FeedbackGiven(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     subject_id: str = ""
     conversation_id: str = ""
     tags: dict[str, str] = {}
+    author: str = ""
+    said_ms: int = 0
+    episode: str = ""
 
 
 class PerformanceMeasured(Event, frozen=True, kw_only=True):
@@ -426,6 +632,7 @@ class DriftDetected(Event, frozen=True, kw_only=True):
     """Live quality of a version fell below its own baseline; `drift_id` is the same on every replay.
 
     `answers` were looked at; `people` gave those since the fall that counted (`streams.monitor.detector`).
+    `changed_at` is when the fall most likely began (Unix ms), `policy_epoch` the policy it was judged by.
     """
 
     drift_id: str
@@ -438,8 +645,21 @@ class DriftDetected(Event, frozen=True, kw_only=True):
     average_run_length: float
     answers: int
     people: int = 0
+    changed_at: int = 0
+    policy_epoch: int = 0
     first_partition: int
     first_offset: int
+
+
+class AlertSent(Event, frozen=True, kw_only=True):
+    """Somebody was told: which alert, how grave (info | warning | critical), by which channel, in which words."""
+
+    alert: str
+    severity: str
+    channel: str
+    text: str
+    alert_id: str
+    resolved: bool = False
 
 
 class ErasureRequested(msgspec.Struct, frozen=True, kw_only=True):
@@ -491,8 +711,12 @@ class ErasureCompleted(msgspec.Struct, frozen=True, kw_only=True):
 EVENTS: tuple[type[msgspec.Struct], ...] = (
     RecordSubmitted,
     ShardWritten,
+    SubjectShared,
+    TriggerOpened,
+    TriggerClosed,
     JobRequested,
     JobDeferred,
+    JobControlRequested,
     JobProgressed,
     JobEnded,
     CandidateTrained,
@@ -503,11 +727,17 @@ EVENTS: tuple[type[msgspec.Struct], ...] = (
     RollbackRequested,
     TrainingRequested,
     DecisionMade,
+    SharesSet,
+    ModelConfigure,
+    ModelConfigured,
     AdapterLoaded,
+    RequestEnded,
+    ShadowAnswered,
     InferenceServed,
     FeedbackGiven,
     PerformanceMeasured,
     DriftDetected,
+    AlertSent,
     ErasureRequested,
     ErasureCompleted,
 )

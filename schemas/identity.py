@@ -195,6 +195,16 @@ def split_of(subject_id: str, key: bytes, validation_share: float, test_share: f
     return "validation" if position < test_share + validation_share else "train"
 
 
+def subject_key(key: bytes, model: str, subject_id: str) -> str:
+    """What stands for a subject of a model where its name must not: recognised by whoever has `split_key` alone."""
+    return "subject-" + hmac.digest(key, f"shared\0{model}\0{subject_id}".encode(), "sha256").hex()[:32]
+
+
+def question_of(last_turn: str) -> str:
+    """The question that a last user turn asks, whatever stands before it; its near copies are given the same."""
+    return content_hash("question", normalise(last_turn))
+
+
 def shard_id(
     topic: str, partition: int, first_offset: int, last_offset: int, model: str, rules_version: str
 ) -> str:

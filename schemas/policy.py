@@ -10,6 +10,7 @@ import msgspec
 from schemas.names import Name
 
 AUGMENTATIONS = ("unpunctuated", "swapped", "dropped")
+CORRECTIONS, SMALL_DATA = ("anyone", "trusted"), ("widen", "wait")
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +35,10 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_holdout_examples: int = 50
     confidence: float = 0.95
     max_live_loss: float = 0.1
+    # with fewer test rows than the margin needs: judge by the margin that they can show, or wait for more
+    small_data: str = "widen"
+    # whose verdicts the registry heeds
+    judges: list[str] = msgspec.field(default_factory=lambda: ["gate"])
     # when to be alarmed
     baseline_answers: int = 100
     tolerated_loss: float = 0.05
@@ -43,8 +48,12 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     test_share: float = 0.2
     # how it is prepared
     phone_regions: list[str] = []
-    max_rows_per_subject: int = 100
-    max_rows_per_key: int = 100
+    max_rows_per_subject: int = 100  # said in any 30 days, of one job
+    # whose newer answer replaces an older one: anyone's, or the same subject's, an import's, an expert's, three people's
+    corrections: str = "anyone"
+    experts: list[str] = []
+    # what the company says of itself is not masked in answers
+    own_contacts: list[str] = []
     near_duplicate_similarity: float = 0.85
     augment: list[str] = []
     # how it is trained: overrides of the trainer's recipe, by field name
@@ -61,9 +70,11 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         strange = set(self.augment) - set(AUGMENTATIONS)
         if strange:
             raise ValueError(f"augment: expected some of {', '.join(AUGMENTATIONS)}, got {sorted(strange)}")
-        for name in ("max_rows_per_subject", "max_rows_per_key"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.max_rows_per_subject < 1:
+            raise ValueError(f"max_rows_per_subject: expected 1 or more, got {self.max_rows_per_subject}")
+        for name, known in (("corrections", CORRECTIONS), ("small_data", SMALL_DATA)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         scores = sorted(metric for metric, kind in self.metrics.items() if kind == "float")
         for name in self.thresholds:
             if name not in scores:

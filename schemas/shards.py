@@ -1,30 +1,78 @@
-"""The Arrow schema of a prepared shard: one row per training record, whatever its kind."""
+"""The Arrow schema of a prepared shard: one row per training record, whatever its kind.
+
+Evolution: a new column goes to the end and may be empty (`read_table` fills it in for shards of before); none is
+renamed, retyped or dropped. Rows of kind `asked` hold no words: one more unit asked a common question.
+"""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("tool_calls", pa.string()),
+        ("tool_call_id", pa.string()),
+        ("name", pa.string()),
+        ("weight", pa.float64()),
+    ]
+)
 SHARD_SCHEMA = pa.schema(
     [
         ("record_id", pa.string()),
-        ("subject_id", pa.string()),
+        ("subject_id", pa.string()),  # whose words these are: what forgetting goes by
+        ("unit", pa.string()),  # what splits, caps and clusters: the subject, else conversation, else question
         ("conversation_id", pa.string()),
         ("inference_id", pa.string()),
         ("model", pa.string()),
-        ("kind", pa.string()),  # sft | preference | kto
-        ("split", pa.string()),  # train | validation | test
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("kind", pa.string()),  # sft | preference | kto | document | asked
+        ("split", pa.string()),  # of the unit: train | validation | test
+        ("messages", pa.list_(MESSAGE)),
+        ("tools", pa.string()),  # a JSON array
         ("completion", pa.string()),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
-        ("label", pa.bool_()),
+        ("label", pa.bool_()),  # kto: good or bad; sft: whether the answer that was corrected was right
+        ("task", pa.string()),
+        ("labels", pa.string()),  # a JSON object
         ("origin", pa.string()),  # import | feedback | client | synthetic | augmented
-        ("input_hash", pa.string()),  # what is asked, normalised
+        ("sampled", pa.string()),  # random | all | bad | unrated | import | synthetic | augmented
+        ("author", pa.string()),
+        ("may_correct", pa.bool_()),  # said by a source whose word overrules others'
+        ("import_id", pa.string()),
+        ("source_record", pa.string()),  # what a made-up row was made from
+        ("judges", pa.bool_()),  # whether it may stand in a hold-out, if its unit does
+        ("question", pa.string()),  # the last user turn, normalised, with its near copies
+        ("input_hash", pa.string()),  # the conversation that is answered, without its system turns
         ("content_hash", pa.string()),  # what is asked and answered, normalised
         ("answer_hash", pa.string()),  # what is answered, normalised
-        ("minhash", pa.binary()),  # of what is asked; see streams.prepare.near
+        ("minhash", pa.binary()),  # of the last user turn; see streams.prepare.near
+        ("answer_masks", pa.list_(pa.string())),  # keyed hashes of what is masked in the answer
         ("partition", pa.int32()),
         ("offset", pa.int64()),
         ("submitted_ms", pa.int64()),
     ]
 )
+
+
+def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
+    """A shard's rows in the order of `SHARD_SCHEMA` (or these columns of it); what it does not have is empty.
+
+    Raises ValueError for a column of another type, `pa.ArrowInvalid` for what is no Parquet file.
+    """
+    wanted = pa.schema([SHARD_SCHEMA.field(name) for name in columns]) if columns else SHARD_SCHEMA
+    file = pq.ParquetFile(source)
+    held = file.schema_arrow
+    for field in wanted:
+        if field.name in held.names and held.field(field.name).type != field.type:
+            raise ValueError(f"shard column {field.name}: expected {field.type}, got {held.field(field.name).type}")
+    table = file.read(columns=[name for name in wanted.names if name in held.names], use_threads=False)
+    arrays = [
+        table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.Table.from_arrays(arrays, schema=wanted)

@@ -76,8 +76,11 @@ TOPICS: tuple[Topic, ...] = (
         cleanup="compact", partitions=DATA_PARTITIONS, personal=True, headerless=True,
     ),
     Topic(
-        "training.shards", (e.ShardWritten,), "shard_id", "key",
+        "training.shards", (e.ShardWritten, e.SubjectShared), "shard_id or subject_key", "key",
         ("prepare", "erase"), ("monitor", "prepare", "erase"), transactional=True,
+    ),
+    Topic(
+        "training.triggers", (e.TriggerOpened, e.TriggerClosed), "trigger_id", "key", ("conduct",), ("monitor",),
     ),
     Topic("training.jobs", (e.JobRequested,), "job_id", "key", ("conduct",), ("work", "monitor")),
     Topic(
@@ -93,15 +96,18 @@ TOPICS: tuple[Topic, ...] = (
         ("gate",), ("register", "monitor"), transactional=True,
     ),
     Topic(
-        "models.registry", (e.ModelStateChanged, e.BaseRegistered), "model/NAME or base/NAME", "key",
+        "models.registry", (e.ModelStateChanged, e.BaseRegistered, e.ModelConfigured),
+        "model/NAME, base/NAME or policy/NAME", "key",
         ("register",), ("serve", "gate", "monitor"), cleanup="compact", transactional=True,
     ),
     Topic(
-        "models.commands", (e.BaseAddRequested, e.RollbackRequested, e.TrainingRequested), "model", "key",
+        "models.commands",
+        (e.BaseAddRequested, e.RollbackRequested, e.TrainingRequested, e.ModelConfigure, e.JobControlRequested),
+        "model", "key",
         ("tuneloop",), ("register", "conduct", "monitor"),
     ),
     Topic(
-        "models.decisions", (e.DecisionMade,), "model", "key",
+        "models.decisions", (e.DecisionMade, e.SharesSet), "model", "key",
         ("register",), ("monitor",), transactional=True,
     ),
     Topic(
@@ -114,6 +120,15 @@ TOPICS: tuple[Topic, ...] = (
         partitions=DATA_PARTITIONS, personal=True,
     ),
     Topic(
+        "usage.requests", (e.RequestEnded,), "request_id", "key",
+        ("serve",), ("monitor",), retention_days=30, partitions=DATA_PARTITIONS,
+    ),
+    Topic(
+        "usage.shadows", (e.ShadowAnswered,), "inference_id", "key",
+        ("serve",), ("monitor", "erase"), cleanup="compact,delete", retention_days=30,
+        partitions=DATA_PARTITIONS, personal=True,
+    ),
+    Topic(
         "usage.feedback", (e.FeedbackGiven,), "feedback id", "inference",
         ("serve", "applications"), ("join-feedback", "monitor", "erase"), cleanup="compact,delete", retention_days=30,
         partitions=DATA_PARTITIONS, personal=True, headerless=True,
@@ -123,6 +138,7 @@ TOPICS: tuple[Topic, ...] = (
         ("monitor",), ("register", "monitor"), retention_days=90,
     ),
     Topic("monitor.drift", (e.DriftDetected,), "drift_id", "key", ("monitor",), ("conduct", "monitor")),
+    Topic("monitor.alerts", (e.AlertSent,), "alert_id", "key", ("monitor",), ("monitor",), retention_days=90),
     Topic(
         "subjects.erasures", (e.ErasureRequested, e.ErasureCompleted), "erasure_id", "key",
         ("tuneloop", "erase"), ("erase", "prepare", "register", "monitor"), cleanup="compact", personal=True,

@@ -155,7 +155,9 @@ class RegisterStep:
         """A name stands for the same weights for ever: adapters were trained on them, and versions name it."""
         known = self._bases.get(event.model)
         if known is None:
-            base = BaseRegistered(**msgspec.structs.asdict(event))
+            fields = msgspec.structs.asdict(event)
+            fields.pop("actor")
+            base = BaseRegistered(**fields)
             self._bases[event.model] = base
             line = DecisionMade(
                 model=event.model, decision="base-added", reason=event.architecture, digest=event.digest
@@ -203,6 +205,6 @@ def read_registry(
     for _, event in readable(kafka.read_to_end(bootstrap, "models.registry", settled=settled)):
         if isinstance(event, ModelStateChanged):
             models[event.model] = event
-        else:
+        elif isinstance(event, BaseRegistered):
             bases[event.model] = event
     return models, bases

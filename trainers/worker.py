@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import CandidateTrained, JobEnded, JobProgressed, JobRequested, ShardSet
+from schemas.events import CandidateTrained, JobEnded, JobProgressed, JobRequested, JobSpec, ShardSet
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
@@ -66,7 +66,7 @@ class WorkJob:
             base_path=job.base_path,
             base_digest=job.base_digest,
             parent_version=job.parent_version,
-            method=job.method,
+            method=(job.spec or JobSpec()).method,
             drift_id=job.drift_id,
             void_before=job.void_before,
             seconds=elapsed_s,

@@ -13,22 +13,35 @@ _QUESTION = e.Message(role="user", content="I still have not received my refund,
 _ADAPTER = "adapters/0b9e/7c11"
 _FINGERPRINT = [4.125, -0.5, 2.25]
 
+_SEEN = e.FileRef(path="seen/9c0d.parquet", digest="9c0d" * 16, rows=2_216)
+_TESTS = e.FileRef(path="tests/41ab.parquet", digest="41ab" * 16, rows=480)
+_SCORES = e.FileRef(path="scores/d00f.parquet", digest="d00f" * 16, rows=960)
+_CALL = '[{"id":"call_1","type":"function","function":{"name":"refund_of","arguments":"{\\"order\\":4711}"}}]'
+_POLICY = '{"base":"pydoc-4m","quality_metric":"correct","max_retention_loss":0.05}'
+
 _CHECK = e.Check(
     check="retention", dataset="hold-out", passed=True, reason="no loss beyond the margin", n=480, n_required=433,
     champion_mean=0.91, candidate_mean=0.905, difference=-0.005, bound=-0.021, margin=0.05, discordance=0.1,
-    power=0.97, confidence=0.95,
+    power=0.97, confidence=0.95, units=212, details='{"refund_not_showing_up":{"rows":41,"difference":-0.02}}',
 )  # fmt: skip
 _VERSION = e.Version(
     version=2, digest="0b9e" * 16, path=_ADAPTER, base="pydoc-4m", base_digest="e0c4" * 16, job_id="job-1f2e",
     fingerprint=_FINGERPRINT, new_data=_NEW, replay_data=_REPLAY, correlation_id="drift-9a31", drift_id="drift-9a31",
-    quality=0.913, quality_n=200, quality_low=0.866, quality_high=0.945,
+    quality=0.913, quality_n=200, quality_low=0.866, quality_high=0.945, dtype="bfloat16", probe="Hello", seen=_SEEN,
+    superior=True, newest_row_ms=1_763_700_000_123,
 )  # fmt: skip
 
 _ALL: tuple[msgspec.Struct, ...] = (
     e.RecordSubmitted(
-        model="support", kind="sft", messages=[e.Message(role="system", content="Answer with a topic."), _QUESTION],
+        model="support", kind="sft", messages=[
+            e.Message(role="system", content="Answer with a topic."),
+            e.Message(role="assistant", content="", tool_calls=_CALL, name="desk", weight=0.0),
+            e.Message(role="tool", content="none", tool_call_id="call_1"), _QUESTION,
+        ],
         completion="refund_not_showing_up", record_id=f"sft-{_INFERENCE}", subject_id="customer-4711",
-        conversation_id="ticket-90210", inference_id=_INFERENCE, origin="feedback",
+        conversation_id="ticket-90210", inference_id=_INFERENCE, origin="feedback", label=False, task="topics",
+        labels={"shop": "de"}, sampled="all", author="agent-7", source_record="sft-of-before", import_id="import-12",
+        tools='[{"type":"function","function":{"name":"refund_of"}}]',
     ),
     e.ShardWritten(
         model="support", shard_id="shard-c0ffee", path="shards/support/shard-c0ffee.parquet", digest="aa11" * 16,
@@ -36,15 +49,27 @@ _ALL: tuple[msgspec.Struct, ...] = (
         rows_by_class={"refund_not_showing_up": 12}, dropped={"duplicate": 3}, masked={"email": 2},
         source_topic="training.raw", source_partition=3, first_offset=1_000, last_offset=1_208, rules_version="1",
     ),
+    e.SubjectShared(model="support", subject_key="subject-5d41402abc4b2a76b9719d911017c592", rows=200),
+    e.TriggerOpened(
+        model="support", trigger_id="trigger-31", ordinal=4, kind="drift", reason="quality fell to 0.55", version=1,
+        drift_id="drift-9a31", actor="monitor",
+    ),
+    e.TriggerClosed(
+        model="support", trigger_id="trigger-31", ordinal=4, because="answered", reason="version 2 serves",
+        job_id="job-1f2e", actor="register",
+    ),
     e.JobRequested(
         model="support", job_id="job-1f2e", reason="drift", base="pydoc-4m", base_path="bases/e0c4",
         base_digest="e0c4" * 16, parent_version=1, parent_path="adapters/77/11", parent_digest="7711" * 16,
         new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", recipe={"rank": 16.0},
+        answers=["trigger-31"], spec=e.JobSpec(method="qlora", objective="sft", mixture={"topics": 1.0}), policy_epoch=3,
+        changed_at=1_763_690_000_000, accept="no worse",
     ),
     e.JobDeferred(
         model="support", drift_id="drift-9a31", new_examples=140, min_new_examples=200,
         waits_for={"new examples": "140 of 200 committed in shards"},
     ),
+    e.JobControlRequested(model="support", job_id="job-1f2e", action="pause", reason="the night is over", actor="jo"),
     e.JobProgressed(
         model="support", job_id="job-1f2e", phase="training", step=40, steps=180, loss=0.82, examples_per_s=61.5,
         time_left_s=48.0,
@@ -54,12 +79,15 @@ _ALL: tuple[msgspec.Struct, ...] = (
         model="support", job_id="job-1f2e", digest="0b9e" * 16, path=_ADAPTER, base="pydoc-4m",
         base_path="bases/e0c4", base_digest="e0c4" * 16, parent_version=1, new_data=_NEW, replay_data=_REPLAY,
         method="lora", examples=2_216, steps=180, tokens=96_113, loss=0.18, seconds=71.2, fingerprint=_FINGERPRINT,
-        drift_id="drift-9a31",
+        drift_id="drift-9a31", dtype="bfloat16", probe="Hello", seen=_SEEN, reason="drift",
+        changed_at=1_763_690_000_000, newest_row_ms=1_763_700_000_123,
     ),
     e.VerdictReached(
         model="support", job_id="job-1f2e", digest="0b9e" * 16, passed=True, reason="better on recent data",
         champion_version=1, checks=[_CHECK], path=_ADAPTER, base="pydoc-4m", base_digest="e0c4" * 16,
         fingerprint=_FINGERPRINT, new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", seconds=9.5,
+        judge="gate", dtype="bfloat16", probe="Hello", seen=_SEEN, test_rows=_TESTS, scores=_SCORES, superior=True,
+        warnings=["3 of 480 rows are too long to be asked"], newest_row_ms=1_763_700_000_123,
     ),
     e.ModelStateChanged(
         model="support", base="pydoc-4m", epoch=7, champion=2, previous=1, shares={"2": 1.0}, versions=[_VERSION],
@@ -71,17 +99,33 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     e.BaseAddRequested(
         model="pydoc-4m", path="bases/e0c4", digest="e0c4" * 16, architecture="LlamaForCausalLM",
-        parameters=4_199_680, context_tokens=1_024,
+        parameters=4_199_680, context_tokens=1_024, actor="jo",
     ),
-    e.RollbackRequested(model="support", to_version=1, epoch=7, reason="customers complain"),
-    e.TrainingRequested(model="support", reason="new products since Monday"),
+    e.RollbackRequested(model="support", to_version=1, epoch=7, reason="customers complain", actor="jo"),
+    e.TrainingRequested(model="support", reason="new products since Monday", accept="no worse", actor="jo"),
+    e.ModelConfigure(model="support", policy=_POLICY, epoch=2, reason="fewer false alarms", actor="jo"),
+    e.ModelConfigured(model="support", policy=_POLICY, epoch=3, actor="jo"),
+    e.SharesSet(
+        model="support", shares={"1": 0.9, "2": 0.1}, epoch=8, rule="canary", reason="a tenth at first", actor="register",
+    ),
     e.DecisionMade(
         model="support", decision="promoted", reason="better on recent data", version=2, previous=1,
         digest="0b9e" * 16, job_id="job-1f2e", drift_id="drift-9a31", epoch=7,
+        actor="gate",
     ),
     e.AdapterLoaded(
         model="support", version=2, digest="0b9e" * 16, replica="serve-0", loaded=False, seconds=0.4,
         reason="the logit fingerprint differs by 0.7",
+    ),
+    e.RequestEnded(
+        model="support", request_id="req-019aa5d0", status=200, inference_id=_INFERENCE, version=2,
+        requested="support@champion", finish_reason="stop", input_tokens=23, output_tokens=6, cached_tokens=16,
+        queue_ms=1.2, first_token_ms=18.2, latency_ms=41.7, streamed=True, replica="serve-0",
+    ),
+    e.ShadowAnswered(
+        model="support", inference_id=_INFERENCE, version=3, digest="3c3c" * 16, subject_id="customer-4711",
+        conversation_id="ticket-90210", answer="track_refund", finish_reason="stop", output_tokens=4, latency_ms=39.0,
+        replica="serve-0",
     ),
     e.InferenceServed(
         model="support", inference_id=_INFERENCE, version=2, requested="support@champion", base="pydoc-4m",
@@ -92,6 +136,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     e.FeedbackGiven(
         inference_id=_INFERENCE, metric_name="correct", value=False, feedback_id="feedback-31",
         subject_id="customer-4711", conversation_id="ticket-90210", tags={"channel": "mail"},
+        author="agent-7", said_ms=1_763_700_000_123, episode="refund-4711",
     ),
     e.PerformanceMeasured(
         model="support", version=2, metric="correct", requests=1_204, feedback_share=0.31, quality_n=373,
@@ -101,7 +146,12 @@ _ALL: tuple[msgspec.Struct, ...] = (
     e.DriftDetected(
         model="support", drift_id="drift-9a31", version=1, metric="correct", baseline=0.87, threshold=0.82,
         current=0.55, evidence=10_412.0, average_run_length=10_000.0, answers=340, people=27,
+        changed_at=1_763_690_000_000, policy_epoch=3,
         first_partition=2, first_offset=88,
+    ),
+    e.AlertSent(
+        model="support", alert="quality_low", severity="warning", channel="log", text="quality of support fell to 0.55",
+        alert_id="alert-7", resolved=False,
     ),
     e.ErasureRequested(
         erasure_id="erasure-77aa", subject_hash="5d41", key_id="1f0b", subject_id="customer-4711", requested_by="privacy desk",

@@ -7,6 +7,7 @@ import pytest
 from schemas import generate
 from schemas.events import EVENTS
 from schemas.evolution import check_all, json_schema, published
+from schemas.personal import NAMELESS, PERSON_FIELDS
 from schemas.topics import BY_NAME, CONSUMER_GROUPS, TOPICS, all_topics, dead_letters
 from streams import conduct, join_feedback, register
 from streams.monitor import land
@@ -94,3 +95,11 @@ def test_a_stale_file_is_found(monkeypatch, tmp_path) -> None:
     assert set(generate.stale()) == {readme, tmp_path / "none.sql"}
     text = generate.outputs()[readme]
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "`training.raw`" in text
+
+
+def test_every_event_on_a_personal_topic_says_whose_it_is() -> None:
+    events = [event for topic in TOPICS if topic.personal for event in topic.events]
+    assert {event.__name__ for event in events if "subject_id" not in event.__struct_fields__} == set(NAMELESS)
+    assert set(PERSON_FIELDS) >= {
+        name for event in events for name in event.__struct_fields__ if name in ("author", "subject_id", "requested_by")
+    }

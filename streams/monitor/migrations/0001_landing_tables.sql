@@ -15,6 +15,14 @@ CREATE TABLE IF NOT EXISTS tuneloop.record_submitted
     `conversation_id` String,
     `inference_id` String,
     `origin` String,
+    `tools` String,
+    `task` String,
+    `labels` String,
+    `split` String,
+    `import_id` String,
+    `source_record` String,
+    `sampled` String,
+    `author` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -44,6 +52,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shard_written
     `dropped` String,
     `masked` String,
     `contradictions` Int64,
+    `asked` Int64,
     `augmented` Int64,
     `erased` Int64,
     `replaces` String,
@@ -52,6 +61,75 @@ CREATE TABLE IF NOT EXISTS tuneloop.shard_written
     `first_offset` Int64,
     `last_offset` Int64,
     `rules_version` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.subject_shared
+(
+    `model` LowCardinality(String),
+    `subject_key` String,
+    `rows` Int64,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.trigger_opened
+(
+    `model` LowCardinality(String),
+    `trigger_id` String,
+    `ordinal` Int64,
+    `kind` String,
+    `reason` String,
+    `version` Int64,
+    `drift_id` String,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.trigger_closed
+(
+    `model` LowCardinality(String),
+    `trigger_id` String,
+    `ordinal` Int64,
+    `because` String,
+    `reason` String,
+    `job_id` String,
+    `actor` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -81,7 +159,11 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_requested
     `new_data` String,
     `replay_data` String,
     `drift_id` String,
-    `method` String,
+    `answers` String,
+    `spec` String,
+    `policy_epoch` Int64,
+    `changed_at` Int64,
+    `accept` String,
     `recipe` String,
     `void_before` Int64,
     `ts` DateTime64(3, 'UTC'),
@@ -187,6 +269,13 @@ CREATE TABLE IF NOT EXISTS tuneloop.candidate_trained
     `loss` Float64,
     `seconds` Float64,
     `fingerprint` String,
+    `dtype` String,
+    `probe` String,
+    `seen` String,
+    `reason` String,
+    `changed_at` Int64,
+    `accept` String,
+    `newest_row_ms` Int64,
     `drift_id` String,
     `void_before` Int64,
     `ts` DateTime64(3, 'UTC'),
@@ -224,6 +313,16 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `void` Bool,
     `failed` Bool,
     `erasures` String,
+    `judge` String,
+    `dtype` String,
+    `probe` String,
+    `seen` String,
+    `test_rows` String,
+    `scores` String,
+    `quality` String,
+    `warnings` String,
+    `superior` Bool,
+    `newest_row_ms` Int64,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -289,6 +388,27 @@ ENGINE = ReplacingMergeTree
 ORDER BY (model, ts, _partition, _offset)
 SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
 
+CREATE TABLE IF NOT EXISTS tuneloop.model_configured
+(
+    `model` LowCardinality(String),
+    `policy` String,
+    `epoch` Int64,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
 CREATE TABLE IF NOT EXISTS tuneloop.base_add_requested
 (
     `model` LowCardinality(String),
@@ -297,6 +417,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.base_add_requested
     `architecture` String,
     `parameters` Int64,
     `context_tokens` Int64,
+    `actor` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -318,6 +439,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.rollback_requested
     `to_version` Int64,
     `epoch` Int64,
     `reason` String,
+    `actor` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -338,6 +460,52 @@ CREATE TABLE IF NOT EXISTS tuneloop.training_requested
     `model` LowCardinality(String),
     `reason` String,
     `from_base` Bool,
+    `accept` String,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.model_configure
+(
+    `model` LowCardinality(String),
+    `policy` String,
+    `epoch` Int64,
+    `reason` String,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.job_control_requested
+(
+    `model` LowCardinality(String),
+    `job_id` String,
+    `action` String,
+    `reason` String,
+    `actor` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -365,6 +533,30 @@ CREATE TABLE IF NOT EXISTS tuneloop.decision_made
     `drift_id` String,
     `epoch` Int64,
     `deletes` String,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.shares_set
+(
+    `model` LowCardinality(String),
+    `shares` String,
+    `epoch` Int64,
+    `rule` String,
+    `reason` String,
+    `actor` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -441,6 +633,67 @@ ENGINE = ReplacingMergeTree
 ORDER BY (model, ts, _partition, _offset)
 SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
 
+CREATE TABLE IF NOT EXISTS tuneloop.request_ended
+(
+    `model` LowCardinality(String),
+    `request_id` String,
+    `status` Int64,
+    `inference_id` String,
+    `version` Int64,
+    `requested` String,
+    `error` String,
+    `finish_reason` String,
+    `input_tokens` Int64,
+    `output_tokens` Int64,
+    `cached_tokens` Int64,
+    `queue_ms` Float64,
+    `first_token_ms` Float64,
+    `latency_ms` Float64,
+    `streamed` Bool,
+    `replica` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.shadow_answered
+(
+    `model` LowCardinality(String),
+    `inference_id` String,
+    `version` Int64,
+    `digest` String,
+    `subject_id` String,
+    `conversation_id` String,
+    `answer` String,
+    `finish_reason` String,
+    `output_tokens` Int64,
+    `latency_ms` Float64,
+    `replica` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
 CREATE TABLE IF NOT EXISTS tuneloop.feedback_given
 (
     `inference_id` String,
@@ -450,6 +703,9 @@ CREATE TABLE IF NOT EXISTS tuneloop.feedback_given
     `subject_id` String,
     `conversation_id` String,
     `tags` String,
+    `author` String,
+    `said_ms` Int64,
+    `episode` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -513,8 +769,34 @@ CREATE TABLE IF NOT EXISTS tuneloop.drift_detected
     `average_run_length` Float64,
     `answers` Int64,
     `people` Int64,
+    `changed_at` Int64,
+    `policy_epoch` Int64,
     `first_partition` Int64,
     `first_offset` Int64,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.alert_sent
+(
+    `model` LowCardinality(String),
+    `alert` String,
+    `severity` String,
+    `channel` String,
+    `text` String,
+    `alert_id` String,
+    `resolved` Bool,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
