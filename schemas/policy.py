@@ -49,7 +49,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     # how it is prepared
     phone_regions: list[str] = []
     max_rows_per_subject: int = 100  # said in any 30 days, of one job
-    # whose newer answer replaces an older one: anyone's, or the same subject's, an import's, an expert's, three people's
+    # whose newer answer replaces an older one: anyone's; or the same subject's, an import's, an expert's, three units'
     corrections: str = "anyone"
     experts: list[str] = []
     # what the company says of itself is not masked in answers
