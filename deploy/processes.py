@@ -77,14 +77,14 @@ def _store(settings: Settings) -> ArtifactStore:
 def _prepare(settings: Settings, stop: threading.Event) -> None:
     from streams import transact
     from streams.erased import Erased
-    from streams.prepare.step import GROUP, PrepareStep, read_committed_shards
+    from streams.prepare.step import GROUP, PrepareStep, read_committed
     from streams.prepare.workers import WorkerPool
 
     bootstrap = addresses(settings).bootstrap
     secret = identity_secret(settings)
     erased = Erased(bootstrap, secret, _store(settings))
     step = PrepareStep(
-        settings.models, _store(settings), lambda: read_committed_shards(bootstrap), split_key(secret), erased=erased,
+        settings.models, _store(settings), lambda: read_committed(bootstrap), split_key(secret), erased=erased,
         budget=_budget(settings),
         workers=WorkerPool(settings.models, split_key(secret), settings.prepare_helpers),
     )  # fmt: skip

@@ -201,8 +201,11 @@ def subject_key(key: bytes, model: str, subject_id: str) -> str:
 
 
 def question_of(last_turn: str) -> str:
-    """The question that a last user turn asks, whatever stands before it; its near copies are given the same."""
-    return content_hash("question", normalise(last_turn))
+    """The question that a last user turn asks, in 16 hex digits, whatever stands before it.
+
+    Its near copies are given the same by `streams.prepare.questions`.
+    """
+    return content_hash("question", normalise(last_turn))[:16]
 
 
 def shard_id(

@@ -61,9 +61,10 @@ def _rewritten(row: Row, way: str) -> Row | None:
     if text == last["content"] or not text:
         return None
     messages = [*before, {**last, "content": text}]
-    context = [normalise(turn["content"]) for turn in messages]
+    context = [normalise(turn["content"]) for turn in messages if turn["role"] != "system"]
     return {
         **row, "messages": messages, "record_id": f"{row['record_id']}/{way}", "origin": "augmented",
+        "sampled": "augmented", "source_record": row["record_id"], "judges": False,
         "input_hash": content_hash(row["model"], row["kind"], context),
-        "content_hash": content_hash("augmented", way, row["content_hash"]), "minhash": signature(" ".join(context)),
+        "content_hash": content_hash("augmented", way, row["content_hash"]), "minhash": signature(context[-1]),
     }  # fmt: skip

@@ -40,56 +40,63 @@ def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     return max(0.0, (agreeing - 1 / 256) / (1 - 1 / 256))
 
 
-def band_keys(signatures: NDArray[np.uint8], answers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """(rows, 8) keys: equal where a band and the answer are."""
+def band_keys(signatures: NDArray[np.uint8], row_salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(rows, 8) keys: equal where a band and the row's salt are."""
     bands = np.ascontiguousarray(signatures).view("<u8")
     salts = np.arange(1, BANDS + 1, dtype=np.uint64) * _MIX
-    return (bands ^ salts) + (answers * _MIX)[:, None]
+    return (bands ^ salts) + (row_salts * _MIX)[:, None]
 
 
 class NearIndex:
-    """The signatures of the newest rows, by their bands. Memory: 128 bytes a row, bounded."""
+    """The signatures of the newest rows, by their bands, each with a name. Memory: 136 bytes a row, bounded."""
 
     def __init__(self, generation: int = GENERATION) -> None:
         self._generation = generation
         self._tables = [_Table(), _Table()]  # newest first
 
-    def add(self, signatures: NDArray[np.uint8], answers: NDArray[np.uint64]) -> None:
-        """(rows, 64) signatures and what their rows answer."""
+    def add(self, signatures: NDArray[np.uint8], salts: NDArray[np.uint64], names: NDArray[np.uint64]) -> None:
+        """(rows, 64) signatures; a row is found under its own salt alone, by its name."""
         if self._tables[0].rows >= self._generation:
             self._tables = [_Table(), self._tables[0]]
-        self._tables[0].add(signatures, band_keys(signatures, answers))
+        self._tables[0].add(signatures, band_keys(signatures, salts), names)
 
-    def find(self, signatures: NDArray[np.uint8], answers: NDArray[np.uint64], least: float) -> NDArray[np.bool_]:
-        """Which of these rows are at least `least` similar to a row of the same answer that is known."""
-        keys = band_keys(signatures, answers)
-        found = np.zeros(len(signatures), dtype=bool)
+    def find(
+        self, signatures: NDArray[np.uint8], salts: NDArray[np.uint64], least: float
+    ) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+        """Which of these rows are at least `least` similar to a known one, and the name of the most similar."""
+        keys = band_keys(signatures, salts)
+        best = np.zeros(len(signatures))
+        names = np.zeros(len(signatures), dtype=np.uint64)
         for table in self._tables:
-            for row, candidates in table.candidates(keys):
-                found[row] = found[row] or any(similarity(signatures[row], one) >= least for one in candidates)
-        return found
+            for row, places in table.candidates(keys):
+                for place in places:
+                    alike = similarity(signatures[row], table.signatures[place])
+                    if alike >= least and alike > best[row]:
+                        best[row], names[row] = alike, table.names[place]
+        return best > 0, names
 
 
 class _Table:
     def __init__(self) -> None:
         self.rows = 0
         self._bands = Runs(np.uint32)
-        self._signatures = np.empty((0, PERMUTATIONS), dtype=np.uint8)
+        self.signatures = np.empty((0, PERMUTATIONS), dtype=np.uint8)
+        self.names = np.empty(0, dtype=np.uint64)
 
-    def add(self, signatures: NDArray[np.uint8], keys: NDArray[np.uint64]) -> None:
+    def add(self, signatures: NDArray[np.uint8], keys: NDArray[np.uint64], names: NDArray[np.uint64]) -> None:
         end = self.rows + len(signatures)
-        self._signatures = grown(self._signatures, end)
-        self._signatures[self.rows : end] = signatures
+        self.signatures, self.names = grown(self.signatures, end), grown(self.names, end)
+        self.signatures[self.rows : end], self.names[self.rows : end] = signatures, names
         self._bands.add(_half(keys), np.repeat(np.arange(self.rows, end, dtype=np.int64), BANDS))
         self.rows = end
 
-    def candidates(self, keys: NDArray[np.uint64]) -> Sequence[tuple[int, NDArray[np.uint8]]]:
-        """(row asked for, signatures that share a band with it), where there are any."""
+    def candidates(self, keys: NDArray[np.uint64]) -> Sequence[tuple[int, NDArray[np.int32]]]:
+        """(row asked for, places of rows that share a band with it), where there are any."""
         if self.rows == 0:
             return []
         places = self._bands.find(_half(keys)).reshape(keys.shape)
         hits = np.flatnonzero((places >= 0).any(axis=1))
-        return [(int(row), self._signatures[np.unique(places[row][places[row] >= 0])]) for row in hits]
+        return [(int(row), np.unique(places[row][places[row] >= 0])) for row in hits]
 
 
 def _half(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -63,6 +63,8 @@ def ip(text: str) -> bool:
 # Where a match is masked (start, end; equal for nowhere), and where the search goes on: always further right.
 Found = tuple[int, int, int]
 Place = Callable[[re.Match[str], int], Found]
+# Whether a text of some kind is left as it is.
+Keep = Callable[[str, str], bool]
 
 
 def _whole(match: re.Match[str], seen: int) -> Found:
@@ -128,21 +130,28 @@ _MASKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str], Place], ...] 
 )  # fmt: skip
 
 
-def scrub(text: str, phone_regions: Sequence[str] = ()) -> tuple[str, dict[str, int]]:
+def _mask_all(kind: str, text: str) -> bool:
+    return False
+
+
+def scrub(text: str, phone_regions: Sequence[str] = (), keep: Keep = _mask_all) -> tuple[str, dict[str, int]]:
     """`text` with personal data replaced by `[kind]`, and how often each kind was found.
 
-    Phone numbers with a country's code are found everywhere, those without only for `phone_regions` (ISO 3166).
+    Phone numbers with a country's code are found everywhere, those without only for `phone_regions` (ISO 3166). What
+    `keep` says yes to, by its kind and its text, stays.
     """
     found: dict[str, int] = {}
     if not _suspicious(text):
         return text, found
     for kind, possible, pattern, place in _MASKS:
         if possible(text):
-            text = _masked(text, kind, pattern, place, found)
-    return _without_phones(text, phone_regions, found), found
+            text = _masked(text, kind, pattern, place, found, keep)
+    return _without_phones(text, phone_regions, found, keep), found
 
 
-def _masked(text: str, kind: str, pattern: re.Pattern[str], place: Place, found: dict[str, int]) -> str:
+def _masked(
+    text: str, kind: str, pattern: re.Pattern[str], place: Place, found: dict[str, int], keep: Keep
+) -> str:
     """One pass from left to right, which goes on behind each mask: looking through the whole text again after each
     costs the square of a text that is made of numbers.
     """
@@ -151,14 +160,14 @@ def _masked(text: str, kind: str, pattern: re.Pattern[str], place: Place, found:
     while match := pattern.search(text, position):
         start, end, position = place(match, seen)
         seen = match.end()
-        if start < end:
+        if start < end and not keep(kind, text[start:end]):
             kept += text[done:start], f"[{kind}]"
             done = seen = end
             found[kind] = found.get(kind, 0) + 1
     return "".join([*kept, text[done:]])
 
 
-def _without_phones(text: str, regions: Sequence[str], found: dict[str, int]) -> str:
+def _without_phones(text: str, regions: Sequence[str], found: dict[str, int], keep: Keep) -> str:
     if not _SEVEN_DIGITS.search(text):
         return text
     for region in regions or (None,):
@@ -167,6 +176,8 @@ def _without_phones(text: str, regions: Sequence[str], found: dict[str, int]) ->
         for match in phonenumbers.PhoneNumberMatcher(text, region):
             # A bracket around the whole number is taken for the beginning of an area code.
             start = match.start + (match.raw_string.count("(") > match.raw_string.count(")"))
+            if keep("phone", text[start : match.end]):
+                continue
             kept += text[done:start], "[phone]"
             done = match.end
         if kept:

@@ -18,10 +18,11 @@ from streams import kafka
 from streams.kafka import Record
 from streams.prepare.rules import Dropped, prepare
 
-# What is decided by, besides the record's key: the row without its words.
+# What is decided by: the row without its words, unless it may be told again without masks.
 FACTS = (
-    "record_id", "subject_id", "inference_id", "model", "kind", "input_hash", "content_hash", "answer_hash", "minhash",
-    "submitted_ms", "origin", "offset",
+    "record_id", "subject_id", "named", "unit", "conversation_id", "inference_id", "model", "kind", "split", "question",
+    "input_hash", "content_hash", "answer_hash", "minhash", "answer_masks", "open", "submitted_ms", "origin", "author",
+    "offset",
 )  # fmt: skip
 
 
@@ -39,7 +40,6 @@ class Reading(msgspec.Struct):
 def read(records: Iterable[Record], policies: Mapping[str, ModelPolicy], split_key: bytes) -> Reading:
     """Apply the rules to each record that is not a deletion."""
     rows: list[dict[str, Any]] = []
-    keys: list[bytes | None] = []
     dropped: dict[str, dict[str, int]] = defaultdict(Counter)
     masked: dict[int, dict[str, int]] = {}
     refused: dict[int, str] = {}
@@ -64,8 +64,7 @@ def read(records: Iterable[Record], policies: Mapping[str, ModelPolicy], split_k
             masked[record.offset] = made.masked
         made.row["partition"], made.row["offset"] = record.partition, record.offset
         rows.append(made.row)
-        keys.append(record.key)
-    facts = [{"key": key, **{name: row[name] for name in FACTS}} for key, row in zip(keys, rows, strict=True)]
+    facts = [{name: row[name] for name in FACTS} for row in rows]
     return Reading(pa.RecordBatch.from_pylist(rows, schema=SHARD_SCHEMA), facts, dict(dropped), masked, refused, count)
 
 

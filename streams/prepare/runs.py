@@ -5,6 +5,7 @@ A Python dict takes 100 bytes an entry. Runs are merged as in a log-structured t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,41 @@ class Runs:
             hits = known[places] == keys
             found[hits] = values[places[hits]]
         return found
+
+
+class Tally:
+    """A small number by key, 0 where there is none: a batch's keys are loaded at once, then changed one by one.
+
+    Memory: 12 bytes a key. Keys are unsigned integers of 64 bits.
+    """
+
+    def __init__(self) -> None:
+        self._runs = Runs()
+        self._loaded: dict[int, int] = {}
+        self._changed: dict[int, int] = {}
+
+    def load(self, keys: Sequence[int]) -> None:
+        """Have what is known of these keys at hand; what was changed before is kept."""
+        self._settle()
+        found = self._runs.find(np.array(keys, dtype=np.uint64)).tolist()
+        self._loaded = {key: max(0, value) for key, value in zip(keys, found, strict=True)}
+
+    def __getitem__(self, key: int) -> int:
+        return self._loaded.get(key, 0)
+
+    def __setitem__(self, key: int, value: int) -> None:
+        self._loaded[key] = self._changed[key] = value
+
+    def _settle(self) -> None:
+        if self._changed:
+            keys = np.fromiter(self._changed.keys(), dtype=np.uint64, count=len(self._changed))
+            self._runs.add(keys, np.fromiter(self._changed.values(), dtype=np.int64, count=len(self._changed)))
+            self._changed = {}
+
+
+def key_of(*parts: object) -> int:
+    """64 bits for what parts name, other ones in each process."""
+    return hash(parts) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _sorted(keys: NDArray[Any], values: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.int32]]:

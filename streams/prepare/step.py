@@ -12,11 +12,12 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from schemas.events import ShardWritten
+from schemas.events import ShardWritten, SubjectShared
 from schemas.identity import shard_id
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
@@ -30,7 +31,7 @@ from streams.prepare.augment import augmented
 from streams.prepare.gathered import gather, remembered
 from streams.prepare.read import Reading
 from streams.prepare.rules import RULES_VERSION
-from streams.prepare.shard import counted, put_shard, ref_of
+from streams.prepare.shard import counted, put_shard, ref_of, table_of
 from streams.prepare.workers import WorkerPool
 from streams.unreadable import readable
 
@@ -42,8 +43,16 @@ READ_LIMIT_S = 15.0
 Place = tuple[str, int]
 
 
+@dataclass(frozen=True)
+class Committed:
+    """What committed events say of the data: shards, each as it was said last, and subjects that are shared."""
+
+    shards: list[ShardWritten]
+    shared: list[SubjectShared]
+
+
 class PrepareStep:
-    """See the module. `committed_shards` yields every committed `ShardWritten`; the rules run in `workers`.
+    """See the module. `committed` tells what stands in `training.shards`; the rules run in `workers`.
 
     `split_key` says whose rows are held out (`schemas.identity.split_key`).
     """
@@ -52,26 +61,29 @@ class PrepareStep:
         self,
         policies: Mapping[str, ModelPolicy],
         store: ArtifactStore,
-        committed_shards: Callable[[], list[ShardWritten]],
+        committed: Callable[[], Committed],
         split_key: bytes,
         budget: Budget | None = None,
         erased: Suppression | None = None,
         workers: WorkerPool | None = None,
     ) -> None:
-        self._policies, self._store, self._committed_shards = policies, store, committed_shards
+        self._policies, self._store, self._committed = policies, store, committed
         self._budget, self._erased = budget or Budget(), erased or Nobody()
-        self._admission = Admission()
+        self._split_key = split_key
+        self._admission = Admission(split_key)
         self._workers = workers or WorkerPool(policies, split_key)
         self._said = 0  # shards since they were last gathered
 
     def assigned(self, partitions: list[Place]) -> None:
-        self._admission = Admission()
-        for table in remembered(self._store, [ref_of(shard) for shard in self._committed_shards()]):
-            self._admission.remember(table)
+        self._admission = Admission(self._split_key)
+        committed = self._committed()
+        self._admission.share(committed.shared)
+        for table in remembered(self._store, [ref_of(shard) for shard in committed.shards]):
+            self._admission.remember(table, self._policies)
 
     def handle(self, batch: list[Record]) -> list[Out]:
         if self._said >= GATHER_EVERY:  # all of them are committed: what was not has its state rebuilt
-            gather(self._store, [ref_of(shard) for shard in self._committed_shards()])
+            gather(self._store, [ref_of(shard) for shard in self._committed().shards])
             self._said = 0
         self._erased.refresh()
         outs: list[Out] = []
@@ -113,8 +125,7 @@ class PrepareStep:
         masked = {offset: kinds for reading in readings for offset, kinds in reading.masked.items()}
         first, last = records[0].offset, records[-1].offset
         for model, draft in drafts.items():
-            shard = self._store_shard(model, place, (first, last), draft, table, masked)
-            outs.append(kafka.out(shard, source=GROUP, subject=shard.shard_id))
+            outs += self._store_shard(model, place, (first, last), draft, table, masked)
         return outs
 
     def _refused(self, records: list[Record], reasons: dict[int, str]) -> list[Out]:
@@ -130,25 +141,29 @@ class PrepareStep:
     def _store_shard(
         self, model: str, place: Place, span: tuple[int, int], draft: _Draft, table: pa.Table,
         masked: Mapping[int, Mapping[str, int]],
-    ) -> ShardWritten:  # fmt: skip
+    ) -> list[Out]:  # fmt: skip
+        """The event of the shard, which is stored, and those of subjects that turned out to be shared."""
         topic, partition = place
         policy = self._policies[model]
-        facts, dropped, contradictions = self._admission.admit(draft.facts, policy)
+        admitted = self._admission.admit(draft.facts, policy)
         found: Counter[str] = Counter()
-        for fact in facts:
-            found.update(masked.get(fact["offset"], {}))
-        rows = table.take(pa.array([fact["number"] for fact in facts], pa.int64()))
+        for fact in admitted.rows:
+            if not fact.get("opened"):
+                found.update(masked.get(fact["offset"], {}))
+        rows = table_of(admitted.rows, table)
         made = augmented(rows.to_pylist(), policy) if policy.augment else []
         # In one piece, so that its bytes are the same however many workers read it.
         rows = pa.concat_tables([rows, pa.Table.from_pylist(made, schema=SHARD_SCHEMA)]).combine_chunks()
         identity = shard_id(topic, partition, *span, model, RULES_VERSION)
         path, digest, size_bytes = put_shard(self._store, model, identity, rows)
-        return ShardWritten(
+        shard = ShardWritten(
             model=model, shard_id=identity, path=path, digest=digest, size_bytes=size_bytes,
-            dropped=dict(+(draft.dropped + dropped)), masked=dict(found), contradictions=contradictions,
-            augmented=len(made), **counted(rows), source_topic=topic, source_partition=partition,
-            first_offset=span[0], last_offset=span[1], rules_version=RULES_VERSION,
+            dropped=dict(+(draft.dropped + admitted.dropped)), masked=dict(found),
+            contradictions=admitted.contradictions, augmented=len(made), **counted(rows), source_topic=topic,
+            source_partition=partition, first_offset=span[0], last_offset=span[1], rules_version=RULES_VERSION,
         )
+        facts = [(shard, shard.shard_id), *((event, event.subject_key) for event in admitted.shared)]
+        return [kafka.out(fact, source=GROUP, subject=subject) for fact, subject in facts]
 
 
 class _Draft:
@@ -159,9 +174,18 @@ class _Draft:
         self.dropped: Counter[str] = Counter()
 
 
-def read_committed_shards(bootstrap: str) -> list[ShardWritten]:
-    """The last committed `ShardWritten` of every shard (one that was rewritten is said again), from the topic."""
+def read_committed(bootstrap: str) -> Committed:
+    """What stands in the topic."""
     shards: dict[str, ShardWritten] = {}
-    for _, shard in readable(kafka.read_to_end(bootstrap, SHARDS, settled=True)):
-        shards[shard.shard_id] = shard
-    return list(shards.values())
+    shared: dict[str, SubjectShared] = {}
+    for _, event in readable(kafka.read_to_end(bootstrap, SHARDS, settled=True)):
+        if isinstance(event, ShardWritten):
+            shards[event.shard_id] = event
+        else:
+            shared[event.subject_key] = event
+    return Committed(list(shards.values()), list(shared.values()))
+
+
+def read_committed_shards(bootstrap: str) -> list[ShardWritten]:
+    """The last committed `ShardWritten` of every shard (one that was rewritten is said again)."""
+    return read_committed(bootstrap).shards

@@ -63,14 +63,14 @@ PREPARED = {"our": prepared, "plain": plainly_prepared}
 
 def admitted(batch: pa.Table, state: Admission) -> pa.Table:
     """The rows of a batch that say what no earlier row said, exactly or nearly."""
-    kept, _, _ = state.admit(batch.to_pylist(), load.POLICY)
-    return pa.Table.from_pylist(kept, schema=SHARD_SCHEMA)
+    facts = [{**row, "number": number, "open": None} for number, row in enumerate(batch.to_pylist())]
+    return table_of(state.admit(facts, load.POLICY).rows, batch)
 
 
 def main() -> None:
     kind, source, target = sys.argv[1:]
     datasets.disable_progress_bars()
-    state, features = Admission(), datasets.Features.from_arrow_schema(SHARD_SCHEMA)
+    state, features = Admission(SPLIT_KEY), datasets.Features.from_arrow_schema(SHARD_SCHEMA)
     with tempfile.TemporaryDirectory() as cache:
         datasets.config.HF_DATASETS_CACHE = cache
         table = pq.read_table(source)

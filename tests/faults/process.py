@@ -42,13 +42,13 @@ def _prepare(spec: dict[str, Any], name: str, stop: threading.Event, ready: Call
     from schemas.policy import ModelPolicy
     from streams import transact
     from streams.erased import Erased
-    from streams.prepare.step import PrepareStep, read_committed_shards
+    from streams.prepare.step import PrepareStep, read_committed
     from tests.ids import SECRET, SPLIT_KEY
 
     store, bootstrap = store_at(f"{spec['folder']}/artifacts"), spec["bootstrap"]
     erased = Erased(bootstrap, SECRET, store)
     step = PrepareStep(
-        {MODEL: ModelPolicy()}, store, lambda: read_committed_shards(bootstrap), SPLIT_KEY, _budget(), erased
+        {MODEL: ModelPolicy()}, store, lambda: read_committed(bootstrap), SPLIT_KEY, _budget(), erased
     )
     ready()
     transact.run(

@@ -50,7 +50,7 @@ def feedback(value: str) -> bytes:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("ahead", AHEAD)
 def test_a_later_correction_of_a_record_holds(ahead: str, source: str) -> None:
-    admission = Admission()
+    admission = Admission(SPLIT_KEY)
     hostile = said(RAW, record("wrong"), AHEAD[ahead], NOW, source)
     honest = said(RAW, record("right"), None, NOW + 1, offset=1)
     admitted = []
@@ -58,8 +58,8 @@ def test_a_later_correction_of_a_record_holds(ahead: str, source: str) -> None:
         assert isinstance(event, RecordSubmitted)
         made = prepare(event, envelope, POLICY, SPLIT_KEY)
         assert isinstance(made, Prepared)
-        row = {**made.row, "partition": 0, "offset": envelope.time_ms, "key": b"r"}
-        admitted.append([one["completion"] for one in admission.admit([row], POLICY)[0]])
+        row = {**made.row, "partition": 0, "offset": envelope.time_ms}
+        admitted.append([one["completion"] for one in admission.admit([row], POLICY).rows])
     assert admitted == [["wrong"], ["right"]]
 
 

@@ -1,4 +1,4 @@
-"""Admission: duplicates, contradictions, near duplicates and caps, within a batch and against committed rows."""
+"""Admission: duplicates, contradictions and near duplicates, within a batch and against committed rows."""
 
 from __future__ import annotations
 
@@ -37,21 +37,28 @@ def row(prompt: str, completion: str = "parcel", at: int = 0, policy: ModelPolic
     return {**made.row, "partition": 0, "offset": at}
 
 
+def fresh() -> Admission:
+    return Admission(SPLIT_KEY)
+
+
 def committed(*rows: dict[str, Any]) -> Admission:
-    state = Admission()
+    """The state after these rows were committed, a shard each, as it is rebuilt."""
+    state = fresh()
     for one in rows:
-        state.remember(pa.Table.from_pylist([one], schema=SHARD_SCHEMA).select(REMEMBERED))
+        if not one["unit"]:
+            Admission(SPLIT_KEY).admit([one], POLICY)
+        state.remember(pa.Table.from_pylist([one], schema=SHARD_SCHEMA).select(REMEMBERED), {})
     return state
 
 
 def admitted(state: Admission, *rows: dict[str, Any], policy: ModelPolicy = POLICY) -> tuple[list[int], dict[str, int], int]:
-    kept, dropped, contradictions = state.admit(rows, policy)
-    return [one["offset"] for one in kept], dict(+dropped), contradictions
+    done = state.admit(rows, policy)
+    return [one["offset"] for one in done.rows], dict(+done.dropped), done.contradictions
 
 
 def test_the_same_again_is_a_duplicate_in_the_batch_after_it_and_after_a_restart() -> None:
     first = row("where is it", at=1)
-    state = Admission()
+    state = fresh()
     assert admitted(state, first, row("WHERE  is it", at=2)) == ([1], {"duplicate": 1}, 0)
     assert admitted(state, row("where is it", at=3)) == ([], {"duplicate": 1}, 0)
     assert admitted(committed(first), row("where is it", at=4)) == ([], {"duplicate": 1}, 0)
@@ -63,7 +70,7 @@ def test_the_newest_answer_to_a_question_holds_and_is_reported() -> None:
     assert admitted(state, row("where is it", "refund", at=6)) == ([6], {}, 1)
     assert admitted(state, row("where is it", "refund", at=7)) == ([], {"duplicate": 1}, 0)
     assert admitted(state, row("where is it", "parcel", at=8)) == ([8], {}, 1), "the first answer again is news again"
-    assert admitted(Admission(), row("q", "a", at=1), row("q", "b", at=2)) == ([2], {"contradicted": 1}, 0)
+    assert admitted(fresh(), row("q", "a", at=1), row("q", "b", at=2)) == ([1, 2], {}, 1)
 
 
 def test_what_is_remembered_does_not_depend_on_the_order_of_shards() -> None:
@@ -74,14 +81,14 @@ def test_what_is_remembered_does_not_depend_on_the_order_of_shards() -> None:
 
 def test_opinions_do_not_contradict_each_other() -> None:
     up, down = (row("q", "a", at=n, kind="kto", label=label) for n, label in ((1, True), (2, False)))
-    assert admitted(Admission(), up, down) == ([1, 2], {}, 0)
+    assert admitted(fresh(), up, down) == ([1, 2], {}, 0)
     assert admitted(committed(up, down), {**up, "offset": 3, "record_id": "x"}) == ([], {"duplicate": 1}, 0)
 
 
 def test_a_record_said_again_counts_once_with_its_newest_word() -> None:
     rows = [row("q", answer, at=n, record_id="r") for n, answer in ((1, "a"), (3, "c"), (2, "b"))]
-    kept, dropped, _ = Admission().admit(rows, POLICY)
-    assert [one["completion"] for one in kept] == ["c"] and +dropped == Counter({"superseded": 2})
+    done = fresh().admit(rows, POLICY)
+    assert [one["completion"] for one in done.rows] == ["c"] and +done.dropped == Counter({"superseded": 2})
 
 
 def test_what_a_record_says_last_holds_also_where_it_said_it_before() -> None:
@@ -110,7 +117,7 @@ def test_a_correction_of_a_record_is_no_near_duplicate_of_what_it_corrects() -> 
 
 def test_near_duplicates_fall_with_the_same_answer_alone() -> None:
     same, other = row(LONG + "!", at=2), row(LONG + " !", "refund", at=3)
-    for state, before in ((committed(row(LONG, at=1)), []), (Admission(), [row(LONG, at=1)])):
+    for state, before in ((committed(row(LONG, at=1)), []), (fresh(), [row(LONG, at=1)])):
         kept, dropped, _ = admitted(state, *before, same, other)
         assert kept == [one["offset"] for one in before] + [3] and dropped == {"near duplicate": 1}
     assert admitted(committed(row(LONG, at=1)), row(LONG[:60], at=2)) == ([2], {}, 0)
@@ -119,20 +126,6 @@ def test_near_duplicates_fall_with_the_same_answer_alone() -> None:
 def test_near_duplicates_stay_where_that_is_asked_for() -> None:
     policy = ModelPolicy(near_duplicate_similarity=1.0)
     assert admitted(committed(row(LONG, at=1)), row(LONG + " please", at=2), policy=policy) == ([2], {}, 0)
-
-
-def test_one_subject_cannot_fill_a_shard() -> None:
-    policy = ModelPolicy(max_rows_per_subject=3)
-    texts = [" ".join(random.Random(n).sample(LONG.split(), 8)) for n in range(8)]
-    rows = [row(text, at=n, subject_id="busy" if n < 6 else "other") for n, text in enumerate(texts)]
-    assert admitted(Admission(), *rows, policy=policy) == ([0, 1, 2, 6, 7], {"subject cap": 3}, 0)
-
-
-def test_one_key_cannot_fill_a_shard_under_many_names() -> None:
-    policy = ModelPolicy(max_rows_per_key=2)
-    texts = [" ".join(random.Random(n).sample(LONG.split(), 8)) for n in range(7)]
-    rows = [{**row(text, at=n), "key": b"busy" if n < 4 else None} for n, text in enumerate(texts)]
-    assert admitted(Admission(), *rows, policy=policy) == ([0, 1, 4, 5, 6], {"key cap": 2}, 0)
 
 
 def test_a_signature_is_the_same_for_ever() -> None:
@@ -154,11 +147,11 @@ def test_the_estimate_is_near_the_true_similarity(share: float) -> None:
 
 
 def test_the_index_forgets_the_oldest_generation_alone() -> None:
-    index, answers = NearIndex(generation=4), np.zeros(1, dtype=np.uint64)
+    index, salt, name = NearIndex(generation=4), np.zeros(1, dtype=np.uint64), np.ones(1, dtype=np.uint64)
     marks = [np.frombuffer(signature(f"{LONG} {n * 7919} {n}"), dtype=np.uint8)[None] for n in range(12)]
     for one in marks:
-        index.add(one, answers)
-    found = [bool(index.find(one, answers, 1.0)[0]) for one in marks]
+        index.add(one, salt, name)
+    found = [bool(index.find(one, salt, 1.0)[0][0]) for one in marks]
     assert found == [False] * 4 + [True] * 8
 
 
@@ -177,7 +170,8 @@ def test_runs_are_a_dict(batches: list[list[tuple[int, int]]]) -> None:
 
 def test_augmented_rows_are_marked_and_train_only_and_the_same_again() -> None:
     policy = ModelPolicy(augment=list(WAYS), test_share=0.5)
-    rows = [row(f"my parcel number {n} has not arrived yet.", at=n, policy=policy) for n in range(20)]
+    rows = [row(f"my parcel number {n * n * 7919} is {n}.", at=n, policy=policy) for n in range(20)]
+    rows = fresh().admit(rows, policy).rows
     made = augmented(rows, policy)
     sources = {one["record_id"]: one for one in rows}
     assert made == augmented(rows, policy) and augmented(rows, POLICY) == []
@@ -186,22 +180,23 @@ def test_augmented_rows_are_marked_and_train_only_and_the_same_again() -> None:
     for one in made:
         source = sources[one["record_id"].rsplit("/", 1)[0]]
         assert source["split"] == "train" and one["input_hash"] != source["input_hash"]
+        assert one["source_record"] == source["record_id"] and not one["judges"] and one["question"] == source["question"]
         assert one["completion"] == source["completion"] and one["subject_id"] == source["subject_id"]
     assert len(made) == 3 * sum(one["split"] == "train" for one in rows)
 
 
 def test_what_was_augmented_is_not_remembered_as_said() -> None:
     policy = ModelPolicy(augment=["unpunctuated"], test_share=0.0)
-    source = row("my parcel has not arrived yet.", at=1)
+    (source,) = fresh().admit([row("my parcel has not arrived yet.", at=1)], policy).rows
     (made,) = augmented([source], policy)
     said = row("my parcel has not arrived yet", "refund", at=2)
     assert said["input_hash"] == made["input_hash"]
     assert admitted(committed(source, made), said) == ([2], {}, 0)
 
 
-def test_band_keys_differ_by_answer() -> None:
+def test_band_keys_differ_by_salt() -> None:
     mark = np.frombuffer(signature(LONG), dtype=np.uint8)[None]
-    one, two = (near.band_keys(mark, np.array([answer], dtype=np.uint64)) for answer in (1, 2))
+    one, two = (near.band_keys(mark, np.array([salt], dtype=np.uint64)) for salt in (1, 2))
     assert not set(one.ravel().tolist()) & set(two.ravel().tolist())
 
 

@@ -14,8 +14,9 @@ from streams.artifacts import ArtifactError, ArtifactStore
 from streams.prepare import gathered
 from streams.prepare.admit import Admission
 from streams.prepare.shard import put_shard
+from tests.ids import SPLIT_KEY
 from tests.stores import store_at
-from tests.unit.test_prepare_admit import admitted, row
+from tests.unit.test_prepare_admit import POLICY, admitted, row
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shard(store: ArtifactStore, number: int, *rows: dict[str, object]) -> ShardRef:
+    for one in rows:
+        Admission(SPLIT_KEY).admit([one], POLICY)  # which says whose it is
     table = pa.Table.from_pylist(list(rows), schema=SHARD_SCHEMA)
     path, digest, _ = put_shard(store, "m", f"shard-{number}", table)
     return ShardRef(shard_id=f"shard-{number}", path=path, digest=digest, rows=len(rows))
@@ -38,9 +41,9 @@ def shards(store: ArtifactStore, numbers: range) -> list[ShardRef]:
 
 
 def state(store: ArtifactStore, refs: list[ShardRef]) -> Admission:
-    made = Admission()
+    made = Admission(SPLIT_KEY)
     for table in gathered.remembered(store, refs):
-        made.remember(table)
+        made.remember(table, {})
     return made
 
 

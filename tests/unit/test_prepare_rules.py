@@ -23,16 +23,17 @@ from streams.prepare.text import noise, repair, repetitive
 from tests.ids import SPLIT_KEY
 
 ENVELOPE = Envelope(id="training.raw/0/7", type="RecordSubmitted", source="", time_ms=1_763_700_000_000)
+POLICY = ModelPolicy()
 USER = Message(role="user", content="Where is my card?")
 ASSISTANT = Message(role="assistant", content="card_arrival")
 
 
-def prepared(**fields: Any) -> Prepared | Dropped:
-    return prepare(RecordSubmitted(model="support", **fields), ENVELOPE, ModelPolicy(), SPLIT_KEY)
+def prepared(policy: ModelPolicy = POLICY, /, **fields: Any) -> Prepared | Dropped:
+    return prepare(RecordSubmitted(model="support", **fields), ENVELOPE, policy, SPLIT_KEY)
 
 
-def row(**fields: Any) -> dict[str, Any]:
-    result = prepared(**fields)
+def row(policy: ModelPolicy = POLICY, /, **fields: Any) -> dict[str, Any]:
+    result = prepared(policy, **fields)
     assert isinstance(result, Prepared), result
     return result.row
 
@@ -78,8 +79,9 @@ def test_every_form_of_one_example_is_the_same_row() -> None:
     ]
     rows = [row(**form) for form in forms]
     assert rows[0] == rows[1] == rows[2]
-    assert rows[0]["messages"] == [{"role": "user", "content": "Where is my card?"}]
-    assert {*rows[0], "partition", "offset"} == set(SHARD_SCHEMA.names)
+    blank = {"tool_calls": "", "tool_call_id": "", "name": "", "weight": None}
+    assert rows[0]["messages"] == [{"role": "user", "content": "Where is my card?", **blank}]
+    assert {*rows[0], "partition", "offset"} - {"named", "open"} == set(SHARD_SCHEMA.names)
 
 
 def test_preference_and_kto_rows_keep_what_they_are_about() -> None:
@@ -262,9 +264,10 @@ def test_language_is_no_noise(text: str) -> None:
 
 
 def test_what_no_person_wrote_is_never_in_a_hold_out() -> None:
-    people = {row(prompt=f"question {n}", completion="x")["split"] for n in range(60)}
-    made = {row(prompt=f"question {n}", completion="x", origin="synthetic")["split"] for n in range(60)}
-    assert people == {"train", "test"} and made == {"train"}
+    said = row(prompt="Where is it?", completion="x")
+    made = row(prompt="Where is it?", completion="x", origin="synthetic", source_record="r")
+    assert (said["split"], said["judges"]) == ("", True), "its unit decides"
+    assert (made["split"], made["judges"], made["source_record"]) == ("train", False, "r")
 
 
 def test_ip() -> None:
@@ -283,3 +286,45 @@ def test_no_cheap_test_hides_what_its_pattern_finds(mask, data) -> None:
     if start == end and place is pii._web_token:  # three parts of anything: most are no token
         return
     assert possible(text) and pii._suspicious(text)
+
+
+SYSTEM = Message(role="system", content="You serve Anna of Berlin. Today is 2026-11-03. " + "-" * 60 + " Be kind. " * 40)
+
+
+def test_what_stands_before_the_last_turn_makes_no_row_unfit_and_no_question_another() -> None:
+    with_it = row(messages=[SYSTEM, USER], completion="card_arrival")
+    without = row(messages=[USER], completion="card_arrival")
+    assert with_it["question"] == without["question"] and with_it["minhash"] == without["minhash"]
+    assert with_it["input_hash"] == without["input_hash"], "an app's own words are no part of what is asked"
+    later = row(messages=[USER, ASSISTANT, USER], completion="card_arrival")
+    assert later["question"] == without["question"] and later["input_hash"] != without["input_hash"]
+
+
+def test_what_the_company_says_of_itself_is_taught() -> None:
+    policy = ModelPolicy(own_contacts=["Help@acme.example", "+49 30 901820"], phone_regions=["DE"])
+    answer = "Write to help@acme.example or call +49 30 901 820."
+    mine = row(policy, **QUESTION, completion=answer)
+    assert mine["completion"] == answer and mine["judges"] and mine["answer_masks"] == []
+    other = row(policy, **QUESTION, completion="Write to jane@private.example.")
+    assert other["completion"] == "Write to [email]." and not other["judges"] and len(other["answer_masks"]) == 1
+    asked = row(policy, prompt="I am at help@acme.example, or so", completion="x")
+    assert "[email]" in asked["messages"][0]["content"], "a question is nobody's to publish"
+
+
+@pytest.mark.parametrize("secret", ["4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "sk-abcdefghijklmnop1234"])
+def test_cards_accounts_and_keys_are_masked_always(secret: str) -> None:
+    said = row(ModelPolicy(own_contacts=[secret]), **QUESTION, completion=f"Pay to {secret} or write to a@b.example")
+    assert secret not in said["completion"] and secret not in said["open"]["completion"]
+    assert "a@b.example" in said["open"]["completion"] and not said["open"]["judges"]
+
+
+@pytest.mark.parametrize("sampled", ["bad", "unrated", "synthetic", "augmented", "whatever"])
+def test_rows_that_were_picked_train_and_never_judge(sampled: str) -> None:
+    assert not row(**QUESTION, completion="x", sampled=sampled)["judges"]
+    assert row(**QUESTION, completion="x", sampled="random")["judges"]
+
+
+def test_a_document_is_its_text() -> None:
+    said = row(kind="document", completion="Our shops are open from nine to six.")
+    assert (said["question"], said["messages"], said["judges"]) == ("", [], False)
+    assert prepared(kind="document") == Dropped("no answer")
