@@ -1,111 +1,145 @@
-"""From committed shards to the examples of one job: training rows, replayed rows, hold-outs.
+"""From rows that stand to what a job trains on: nobody too much, no question of a hold-out, replayed rows their share.
 
-Pure but for reading the artifact store. A later row replaces an earlier one with the same record id or with
-the same prompt (a correction, or a contradiction: the newest wins). No prompt of a hold-out is ever trained on.
+Pure. What is left out is counted by reason, and named where it is much of the whole or of a class.
 """
 
 from __future__ import annotations
 
-import io
 import random
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
 
-import pyarrow.parquet as pq
+import numpy as np
 
-from schemas.events import ShardRef
-from schemas.identity import content_hash, normalise
-from streams.artifacts import ArtifactStore, get_shard
+from schemas.policy import ModelPolicy
+from streams.prepare.near import PERMUTATIONS, NearIndex
+from streams.prepare.questions import PERIOD_MS
+from trainers.rows import Row, Rows
 
-TRAINED_KINDS = ("sft",)
-_COLUMNS = ["record_id", "kind", "split", "messages", "completion", "submitted_ms", "partition", "offset", "origin"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One SFT example with what decides about it. `messages` is OpenAI's form; `made_from` is the prompt key of the row
-    that this one was augmented from."""
-
-    messages: tuple[dict[str, str], ...]
-    completion: str
-    split: str
-    record_id: str
-    order: tuple[int, int, int]
-    made_from: str = ""
-
-    @property
-    def prompt_key(self) -> str:
-        return content_hash([normalise(turn["content"]) for turn in self.messages])
-
-    @property
-    def prompts(self) -> set[str]:
-        """The keys of its own prompt and of the one that it was made from: another answer to either overrules it."""
-        return {self.prompt_key, self.made_from or self.prompt_key}
+# Of a set one unit has at most this share, or that of one in as many units as there are.
+MOST_OF_ONE = 0.1
+# What is left out for the hold-outs' sake is named beyond these shares of the job's rows, and of a class's.
+MOST_LEFT_OUT, MOST_OF_CLASS = 0.1, 0.5
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a job trains on: new rows and replayed ones, in a fixed shuffled order."""
+    """What a job trains on: new rows and replayed ones, in a fixed shuffled order; `left_out` counts rows by reason."""
 
     rows: tuple[Row, ...]
     new: int
     replayed: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def newest_row_ms(self) -> int:
+        return max((row.said_ms for row in self.rows), default=0)
 
 
-def read_rows(store: ArtifactStore, shards: Iterable[ShardRef]) -> list[Row]:
-    """The SFT rows of these shards, newest per record and per prompt, augmented ones with what they were made from.
+def training_set(rows: Rows, policy: ModelPolicy, *, seed: int) -> TrainingSet:
+    """Training rows, those of new shards mixed with replayed ones so that these make up `replay_share` of the whole.
 
-    Raises `ArtifactError`.
+    All replayed rows are taken where there are fewer.
     """
-    said: list[Row] = []
-    made: list[Row] = []
-    for ref in shards:
-        table = pq.read_table(io.BytesIO(get_shard(store, ref)[1]), columns=_COLUMNS)
-        for values in table.to_pylist():
-            if values["kind"] in TRAINED_KINDS:
-                (made if values["origin"] == "augmented" else said).append(_row(values))
-    said.sort(key=lambda row: row.order)
-    by_record = {row.record_id: row for row in said}
-    by_prompt = {row.prompt_key: row for row in sorted(by_record.values(), key=lambda row: row.order)}
-    sources = {row.order: row.prompt_key for row in by_prompt.values()}
-    standing = [replace(row, made_from=sources[row.order]) for row in made if row.order in sources]
-    return sorted(({row.prompt_key: row for row in standing} | by_prompt).values(), key=lambda row: row.order)
-
-
-def _row(values: dict[str, Any]) -> Row:
-    return Row(
-        messages=tuple(values["messages"]),
-        completion=values["completion"],
-        split=values["split"],
-        record_id=values["record_id"],
-        order=(values["submitted_ms"], values["partition"], values["offset"]),
-    )
-
-
-def holdout(rows: Sequence[Row], most: int = 2_000) -> list[Row]:
-    """The test rows, at most `most` of them, chosen by hash so that the choice stays the same as data grows."""
-    tests = [row for row in rows if row.split == "test"]
-    if len(tests) > most:
-        tests = sorted(tests, key=lambda row: row.prompt_key)[:most]
-    return tests
-
-
-def training_set(
-    new: Sequence[Row], replay: Sequence[Row], *, replay_share: float, max_replay: int, seed: int
-) -> TrainingSet:
-    """Training rows of `new`, mixed with replayed rows so that these make up `replay_share` of the whole.
-
-    All replay rows are taken where there are fewer. Rows whose prompt stands in a hold-out are left out.
-    """
-    held = {row.prompt_key for row in [*new, *replay] if row.split != "train"}
-    fresh = [row for row in new if row.split == "train" and not held & row.prompts]
-    known = held | {row.prompt_key for row in fresh}
-    old = [row for row in replay if row.split == "train" and not known & row.prompts]
-    wanted = min(len(old), max_replay)
-    if replay_share < 1:
-        wanted = min(wanted, round(len(fresh) * replay_share / (1 - replay_share)))
+    candidates = [row for row in (*rows.said, *rows.made) if row.split == "train"]
+    free = without_tested(candidates, rows, policy.near_duplicate_similarity)
+    left_out = Counter({"question of a hold-out": len(candidates) - len(free)})
+    warnings = _warnings(candidates, free)
+    taken = capped(free, policy.max_rows_per_subject)
+    left_out["more than one may say"] = len(free) - len(taken)
+    fresh = [row for row in taken if row.new]
+    asked = {row.fact for row in fresh}
+    old = [row for row in taken if not row.new and row.fact not in asked]
+    wanted = min(len(old), policy.max_replay_examples)
+    if policy.replay_share < 1:
+        wanted = min(wanted, round(len(fresh) * policy.replay_share / (1 - policy.replay_share)))
     chooser = random.Random(seed)
     mixed = fresh + chooser.sample(old, wanted)
     chooser.shuffle(mixed)
-    return TrainingSet(tuple(mixed), len(fresh), wanted)
+    return TrainingSet(tuple(mixed), len(fresh), wanted, dict(+left_out), tuple(warnings))
+
+
+def without_tested(rows: Sequence[Row], all_rows: Rows, similarity: float) -> list[Row]:
+    """Rows whose question no hold-out asks, nor a near copy of it; a common question may be trained on and judged.
+
+    Near copies are looked for again: two preparing processes may have given one question two names.
+    """
+    common = all_rows.common
+    held = [r for r in all_rows.said if r.split != "train" and r.question not in common]
+    questions, facts = {row.question for row in held}, {row.fact for row in held}
+    free = [row for row in rows if row.question in common or not (row.question in questions or row.fact in facts)]
+    near = _near(free, held, similarity)
+    return [row for row, alike in zip(free, near, strict=True) if not alike or row.question in common]
+
+
+def _near(rows: Sequence[Row], held: Sequence[Row], similarity: float) -> list[bool]:
+    signed = [row.minhash for row in held if row.minhash]
+    if similarity >= 1 or not signed or not rows:
+        return [False] * len(rows)
+    index = NearIndex(generation=len(signed) + 1)
+    index.add(_signatures(signed), *(np.zeros(len(signed), dtype=np.uint64) for _ in range(2)))
+    blank = bytes(PERMUTATIONS)
+    marks = _signatures([row.minhash or blank for row in rows])
+    found, _ = index.find(marks, np.zeros(len(rows), dtype=np.uint64), similarity)
+    return list(found.tolist())
+
+
+def _signatures(signatures: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(signatures), dtype=np.uint8).reshape(-1, PERMUTATIONS)
+
+
+def capped(rows: Sequence[Row], most_per_period: int) -> list[Row]:
+    """Rows with at most so many of one unit said in any 30 days, and no unit with too large a share; the newest stay.
+
+    A made-up row belongs to nobody. The share is a tenth, or 1 / number of units.
+    """
+    by_unit: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.order, reverse=True):
+        taken = by_unit[row.unit]
+        if not row.unit or _within(taken, row.said_ms) < most_per_period:
+            taken.append(row)
+    people = [unit for unit in by_unit if unit]
+    most = _most_of_one([len(by_unit[unit]) for unit in people])
+    kept = {id(row) for unit, taken in by_unit.items() for row in (taken[:most] if unit else taken)}
+    return [row for row in rows if id(row) in kept]
+
+
+def _within(newer: Sequence[Row], said_ms: int) -> int:
+    """How many of these rows, newest first, were said within 30 days after this one."""
+    return bisect_right([-row.said_ms for row in newer], -said_ms) - bisect_right(
+        [-row.said_ms for row in newer], -(said_ms + PERIOD_MS)
+    )
+
+
+def _most_of_one(counts: Sequence[int]) -> int:
+    """The most rows of one unit, where none may have more than its share of what all have then."""
+    share = max(MOST_OF_ONE, 1 / max(1, len(counts)))
+    ordered = sorted(counts)
+    smaller = 0
+    for place, count in enumerate(ordered):
+        above = len(ordered) - place
+        # At a bound b between the last count and this one the set has smaller + b * above rows.
+        if share * above < 1:
+            bound = int(share * smaller / (1 - share * above))
+            if bound < count:
+                return max(bound, ordered[place - 1] if place else 1)
+        smaller += count
+    return ordered[-1] if ordered else 0
+
+
+def _warnings(before: Sequence[Row], after: Iterable[Row]) -> list[str]:
+    """What is said where hold-outs take much away from training."""
+    free = list(after)
+    warnings = []
+    gone = len(before) - len(free)
+    if gone > MOST_LEFT_OUT * len(before):
+        warnings.append(f"{gone} of {len(before)} training rows ask what a hold-out asks, and are left out")
+    classes, left = Counter(row.class_name for row in before), Counter(row.class_name for row in free)
+    for name in sorted(classes.keys() - {""}):
+        if classes[name] - left[name] > MOST_OF_CLASS * classes[name]:
+            lost = classes[name] - left[name]
+            warnings.append(f"class {name!r}: {lost} of {classes[name]} training rows ask what a hold-out asks")
+    return warnings

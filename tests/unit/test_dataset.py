@@ -1,4 +1,4 @@
-"""From shards to examples: the newest row wins, a hold-out is never trained on, replay has its share."""
+"""From shards to examples: whose word stands, nobody says too much, no question of a hold-out is trained on."""
 
 from __future__ import annotations
 
@@ -13,36 +13,60 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.events import ShardRef
+from schemas.identity import content_hash, normalise, question_of
+from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from streams.artifacts import ArtifactError, ArtifactStore
-from trainers.dataset import Row, holdout, read_rows, training_set
+from streams.prepare.near import signature
+from streams.prepare.questions import FEW, PERIOD_MS
+from trainers.dataset import capped, training_set
+from trainers.rows import Row, Rows, judging_rows, read_rows, stand
+
+POLICY = ModelPolicy(replay_share=1.0)
 
 
-def stored(prompt: str, completion: str, *, at: int = 0, **fields: Any) -> dict[str, Any]:
-    row = {
-        "record_id": f"{prompt}/{at}", "kind": "sft", "split": "train", "completion": completion, "submitted_ms": at,
-        "messages": [{"role": "user", "content": prompt}], "partition": 0, "offset": at,
+def row(question: str, answer: str = "answer", split: str = "train", at: int = 0, **fields: Any) -> Row:
+    values: dict[str, Any] = {
+        "messages": ({"role": "user", "content": question},), "completion": answer, "split": split,
+        "record_id": f"{question}/{at}/{fields.get('unit', '')}", "order": (at, 0, at), "unit": f"unit of {question}",
+        "question": question_of(question), "fact": content_hash(normalise(question)), "answer": content_hash(answer),
+        "minhash": signature(normalise(question)),
     }  # fmt: skip
-    return {**row, **fields}
+    return Row(**{**values, **fields})
 
 
-def shard(store: ArtifactStore, name: str, *rows: dict[str, Any]) -> ShardRef:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SHARD_SCHEMA), sink)
-    path = f"shards/{name}.parquet"
-    return ShardRef(shard_id=name, path=path, digest=store.put_bytes(path, sink.getvalue()), rows=len(rows))
+def rows(prefix: str, count: int, **fields: Any) -> list[Row]:
+    return [row(f"{prefix}{number}", at=number, **fields) for number in range(count)]
 
 
-def row(prompt: str, split: str = "train", at: int = 0) -> Row:
-    return Row(({"role": "user", "content": prompt},), "answer", split, f"{prompt}/{at}", (at, 0, at))
-
-
-def rows(prefix: str, count: int, split: str = "train") -> list[Row]:
-    return [row(f"{prefix}{number}", split) for number in range(count)]
+def said(*some: Row) -> Rows:
+    return Rows(said=list(some))
 
 
 def prompts(chosen: Any) -> set[str]:
     return {entry.messages[0]["content"] for entry in chosen}
+
+
+def stored(question: str, answer: str, *, at: int = 0, **fields: Any) -> dict[str, Any]:
+    one = row(question, answer, at=at)
+    values = {
+        "record_id": one.record_id, "kind": "sft", "split": "train", "completion": answer, "submitted_ms": at,
+        "messages": [{"role": "user", "content": question}], "partition": 0, "offset": at, "unit": one.unit,
+        "question": one.question, "input_hash": one.fact, "answer_hash": one.answer, "judges": True, "origin": "import",
+        "minhash": one.minhash,
+    }  # fmt: skip
+    return {**values, **fields}
+
+
+def shard(store: ArtifactStore, name: str, *some: dict[str, Any]) -> ShardRef:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(some), schema=SHARD_SCHEMA), sink)
+    path = f"shards/{name}.parquet"
+    return ShardRef(shard_id=name, path=path, digest=store.put_bytes(path, sink.getvalue()), rows=len(some))
+
+
+def answers(found: Rows) -> list[str]:
+    return [entry.completion for entry in (*found.said, *found.made)]
 
 
 @pytest.fixture
@@ -50,56 +74,129 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "artifacts"))
 
 
-def test_the_newest_row_wins_in_whatever_order_shards_come(store: ArtifactStore) -> None:
+def test_the_newest_answer_wins_in_whatever_order_shards_come(store: ArtifactStore) -> None:
     early = shard(store, "a", stored("where?", "old", at=1), stored("who?", "me", at=2))
     late = shard(store, "b", stored(" WHERE? ", "new", at=3))
     for shards in ([early, late], [late, early]):
-        assert [(entry.completion, entry.split) for entry in read_rows(store, shards)] == [("me", "train"), ("new", "train")]
+        assert answers(read_rows(store, shards)) == ["me", "new"]
+    both = read_rows(store, [late], [early])
+    assert [(entry.completion, entry.new) for entry in both.said] == [("me", False), ("new", True)], "across a job's sets"
 
 
 def test_a_correction_replaces_its_record_even_with_another_prompt(store: ArtifactStore) -> None:
     first = shard(store, "a", stored("where?", "old", at=1, record_id="r"))
     second = shard(store, "b", stored("where is it?", "new", at=2, record_id="r"))
-    assert [entry.completion for entry in read_rows(store, [second, first])] == ["new"]
+    assert answers(read_rows(store, [second, first])) == ["new"]
 
 
-def test_an_augmented_row_falls_with_the_answer_that_it_repeats(store: ArtifactStore) -> None:
-    said, made = stored("where?", "old", at=1), stored("wheer?", "old", at=1, record_id="where?/1/swapped", origin="augmented")
-    early, late = shard(store, "a", said, made), shard(store, "b", stored("where?", "new", at=2))
-    assert [entry.completion for entry in read_rows(store, [early])] == ["old", "old"]
-    assert [entry.completion for entry in read_rows(store, [early, late])] == ["new"]
-    mixed = training_set(read_rows(store, [late]), read_rows(store, [early]), replay_share=0.5, max_replay=9, seed=1)
-    assert [entry.completion for entry in mixed.rows] == ["new"], "also where the new answer came with another job"
+def test_a_correction_reaches_the_hold_out_whoever_was_asked(store: ArtifactStore) -> None:
+    frozen = shard(store, "a", stored("where?", "refund", at=1, split="test", unit="ann"))
+    corrected = shard(store, "b", stored("where?", "refund_request", at=2, unit="bob"))
+    assert judging_rows(read_rows(store, [corrected], [frozen])) == [], "nothing judges by what is no longer so"
+    anew = shard(store, "c", stored("where?", "refund_request", at=3, split="test", unit="ann"))
+    assert [one.row.completion for one in judging_rows(read_rows(store, [corrected, anew], [frozen]))] == ["refund_request"]
+
+
+@pytest.mark.parametrize("origin", ["augmented", "synthetic"])
+def test_a_made_up_row_falls_with_the_row_that_it_was_made_from(store: ArtifactStore, origin: str) -> None:
+    source = stored("where?", "refund", at=1, record_id="r")
+    made = stored("wheer has it gone", "refund", at=1, record_id="r/x", origin=origin, source_record="r")
+    early, late = shard(store, "a", source, made), shard(store, "b", stored("where?", "complaint", at=2))
+    assert answers(read_rows(store, [early])) == ["refund", "refund"]
+    assert answers(read_rows(store, [early, late])) == ["complaint"]
+    assert answers(read_rows(store, [late], [early])) == ["complaint"], "also where the correction came with another job"
+
+
+def test_a_made_up_row_is_never_read_as_peoples(store: ArtifactStore) -> None:
+    made = stored("where?", "refund", origin="synthetic", record_id="m", unit="", judges=False)
+    found = read_rows(store, [shard(store, "a", made)])
+    assert (found.said, len(found.made), judging_rows(found)) == ([], 1, [])
+
+
+def test_contested_answers_both_teach_and_neither_judges() -> None:
+    both = [row("where?", "a", "test", at=1, unit="ann"), row("where?", "b", "test", at=2, unit="bob")]
+    assert len(stand(both, "trusted").said) == 2 and judging_rows(stand(both, "trusted")) == []
+    assert [one.row.completion for one in judging_rows(stand(both, "anyone"))] == ["b"]
 
 
 def test_rows_of_one_moment_are_ordered_by_where_they_stood(store: ArtifactStore) -> None:
     both = [stored("a", answer, at=5, record_id=answer, partition=p, offset=o) for answer, p, o in
             (("second", 1, 2), ("first", 1, 1), ("zeroth", 0, 9))]  # fmt: skip
-    assert [entry.completion for entry in read_rows(store, [shard(store, "a", *both)])] == ["second"]
+    assert answers(read_rows(store, [shard(store, "a", *both)])) == ["second"]
 
 
 def test_only_supervised_rows_are_read_and_only_from_whole_shards(store: ArtifactStore) -> None:
     mixed = shard(store, "a", stored("a", "b"), stored("c", "d", kind="kto", label=True), stored("e", "", kind="preference"))
-    assert [entry.completion for entry in read_rows(store, [mixed])] == ["b"]
+    assert answers(read_rows(store, [mixed])) == ["b"]
     with pytest.raises(ArtifactError):
         read_rows(store, [ShardRef(shard_id="a", path=mixed.path, digest="0" * 64, rows=3)])
 
 
-def test_no_prompt_of_a_holdout_is_trained_on() -> None:
-    new = [row("A"), row("b"), row("c", "test"), row("d", "validation")]
-    replay = [row("a ", "test"), row("C"), row("D"), row("e"), row("b")]
-    chosen = training_set(new, replay, replay_share=1.0, max_replay=100, seed=1)
-    assert prompts(chosen.rows) == {"b", "e"} and (chosen.new, chosen.replayed) == (1, 1)
+def test_no_question_of_a_hold_out_is_trained_on_nor_a_near_copy_of_it() -> None:
+    long = "my parcel with the blue jacket was to arrive on monday and it is still not here, what shall i do"
+    held = [row("c", split="test"), row("d", split="validation"), row(long, split="test")]
+    free = [row("A"), row("b"), row("C"), row("D"), row(long + "!")]
+    assert prompts(training_set(said(*held, *free), POLICY, seed=1).rows) == {"A", "b"}
+    apart = ModelPolicy(near_duplicate_similarity=1.0)
+    assert prompts(training_set(said(*held, *free), apart, seed=1).rows) == {"A", "b", long + "!"}
+
+
+def test_a_question_of_many_is_trained_on_and_judged() -> None:
+    many = [row("where?", split="test" if n == 0 else "train", at=n, unit=f"u{n}") for n in range(FEW)]
+    assert len(training_set(said(*many), POLICY, seed=1).rows) == FEW - 1
+    (judged,) = judging_rows(said(*many))
+    assert judged.common
+    assert training_set(said(*many[: FEW - 1]), POLICY, seed=1).rows == (), "asked by fewer it lies on one side"
+
+
+def test_each_later_asker_of_the_test_side_adds_weight() -> None:
+    many = [row("where?", split="test" if n < 2 else "train", at=n, unit=f"u{n}") for n in range(FEW)]
+    later = [row("where?", split=side, at=50 + n, unit=f"{side}{n}", kind="asked") for side in ("test", "train") for n in range(6)]
+    found = judging_rows(Rows(said=many, asked=later))
+    assert [(one.row.unit, one.weight) for one in found] == [("u0", 4.0), ("u1", 4.0)]
 
 
 @given(st.data())
-def test_no_prompt_of_a_holdout_is_trained_on_whatever_the_data(data: st.DataObject) -> None:
-    some = st.lists(st.builds(row, st.sampled_from("abcdef"), st.sampled_from(["train", "test", "validation"])))
-    new, replay = data.draw(some), data.draw(some)
-    chosen = training_set(new, replay, replay_share=data.draw(st.sampled_from([0.0, 0.5, 1.0])), max_replay=9, seed=0)
-    held = {entry.prompt_key for entry in [*new, *replay] if entry.split != "train"}
-    assert not held & {entry.prompt_key for entry in chosen.rows}
+def test_no_question_of_a_hold_out_is_trained_on_whatever_the_data(data: st.DataObject) -> None:
+    some = st.lists(st.builds(row, st.sampled_from("abcdef"), split=st.sampled_from(["train", "test", "validation"]),
+                              unit=st.sampled_from("123456"), new=st.booleans(), at=st.integers(0, 99)))  # fmt: skip
+    everything = stand(data.draw(some))
+    policy = ModelPolicy(replay_share=data.draw(st.sampled_from([0.0, 0.5, 1.0])), max_replay_examples=9)
+    chosen = training_set(everything, policy, seed=0)
+    held = {entry.question for entry in everything.said if entry.split != "train"} - everything.common
+    assert not held & {entry.question for entry in chosen.rows}
     assert chosen.new + chosen.replayed == len(chosen.rows) and chosen.replayed <= 9
+
+
+def test_nobody_says_more_in_thirty_days_than_the_policy_allows_however_it_came() -> None:
+    drip = [row(f"q{n}", at=n * (PERIOD_MS // 60), unit="ann") for n in range(120)]
+    others = [row(f"o{n}", at=n, unit=f"u{n}") for n in range(900)]
+    kept = [entry for entry in capped([*drip, *others], 10) if entry.unit == "ann"]
+    times = [entry.said_ms for entry in kept]
+    assert max(sum(at <= other < at + PERIOD_MS for other in times) for at in times) == 10
+    assert len(kept) == 20 and kept[-1] is drip[-1], "the newest stay"
+
+
+@pytest.mark.parametrize(
+    ("counts", "most"),
+    [([500], 500), ([500, 10], 10), ([3] * 20, 3), ([1] * 20 + [50], 2), ([100] * 9 + [1000], 100), ([5] * 40 + [90, 80], 25)],
+)
+def test_nobody_has_more_than_a_share_of_a_set(counts: list[int], most: int) -> None:
+    some = [row(f"{unit}/{n}", at=n, unit=f"u{unit}") for unit, count in enumerate(counts) for n in range(count)]
+    kept = capped(some, 10_000)
+    by_unit = {unit: sum(entry.unit == f"u{unit}" for entry in kept) for unit in range(len(counts))}
+    assert max(by_unit.values()) == most
+    assert max(by_unit.values()) <= max(0.1, 1 / len(counts)) * len(kept) + 1e-9
+
+
+def test_what_hold_outs_take_away_is_named_where_it_is_much() -> None:
+    held = [row(f"q{n}", split="test", unit=f"t{n}") for n in range(30)]
+    twins = [row(f"q{n}", "refund", at=1, unit=f"x{n}") for n in range(30)]
+    free = [row(f"free {n} {n * 7919}", "parcel", unit=f"f{n}") for n in range(100)]
+    chosen = training_set(stand([*held, *twins, *free], "trusted"), POLICY, seed=1)
+    assert chosen.left_out["question of a hold-out"] == 30
+    assert len(chosen.warnings) == 2 and "30 of 130" in chosen.warnings[0] and "class 'refund': 30 of 30" in chosen.warnings[1]
+    assert training_set(said(*free), POLICY, seed=1).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -118,24 +215,26 @@ def test_no_prompt_of_a_holdout_is_trained_on_whatever_the_data(data: st.DataObj
     ],
 )
 def test_replay_makes_up_its_share(new: int, old: int, share: float, most: int, replayed: int) -> None:
-    chosen = training_set(rows("n", new), rows("o", old), replay_share=share, max_replay=most, seed=3)
+    policy = ModelPolicy(replay_share=share, max_replay_examples=most)
+    chosen = training_set(said(*rows("n", new), *rows("o", old, new=False)), policy, seed=3)
     assert (chosen.new, chosen.replayed, len(chosen.rows)) == (new, replayed, new + replayed)
     assert sum(entry.messages[0]["content"].startswith("o") for entry in chosen.rows) == replayed
 
 
 def test_a_seed_decides_the_order_and_the_choice() -> None:
     def drawn(seed: int) -> list[str]:
-        chosen = training_set(rows("n", 50), rows("o", 200), replay_share=0.5, max_replay=1_000, seed=seed)
+        policy = ModelPolicy(replay_share=0.5)
+        chosen = training_set(said(*rows("n", 50), *rows("o", 200, new=False)), policy, seed=seed)
         return [entry.record_id for entry in chosen.rows]
 
     assert drawn(1) == drawn(1) != drawn(2)
     assert drawn(1) != sorted(drawn(1)), "new and replayed rows are mixed"
 
 
-def test_a_holdout_is_bounded_and_mostly_stays_as_data_grows() -> None:
-    mixed = rows("t", 300, "test") + rows("x", 50)
-    assert prompts(holdout(mixed)) == prompts(rows("t", 300))
-    small, grown = holdout(mixed, 100), holdout(mixed + rows("u", 30, "test"), 100)
-    assert len(small) == len(grown) == 100
-    assert len(prompts(small) & prompts(grown)) >= 80
-    assert prompts(holdout(list(reversed(mixed)), 100)) == prompts(small)
+def test_a_hold_out_is_bounded_and_mostly_stays_as_data_grows() -> None:
+    mixed = [*rows("t", 300, split="test"), *rows("x", 50)]
+    judged = lambda some, most=2_000: prompts(one.row for one in judging_rows(said(*some), most))  # noqa: E731
+    assert judged(mixed) == prompts(rows("t", 300))
+    small, grown = judged(mixed, 100), judged([*mixed, *rows("u", 30, split="test")], 100)
+    assert len(small) == len(grown) == 100 and len(small & grown) >= 80
+    assert judged(list(reversed(mixed)), 100) == small

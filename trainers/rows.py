@@ -1,0 +1,174 @@
+"""The rows of committed shards as a job and a verdict see them: whose word stands, on which side each question lies.
+
+Pure but for reading the artifact store. Rows of all of a job's sets are read together, so that a correction reaches
+whatever it corrects: training rows, hold-outs, and rows that were made from others.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.events import ShardRef
+from schemas.shards import read_table
+from streams.artifacts import ArtifactStore, get_shard
+from streams.prepare.people import MADE_UP
+from streams.prepare.questions import FEW
+from streams.words import Word, standing
+
+TRAINED_KINDS = ("sft",)
+# Answers up to this long are classes.
+LONGEST_CLASS = 64
+_COLUMNS = [
+    "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "may_correct",
+    "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
+    "submitted_ms",
+]  # fmt: skip
+_TURN = ("role", "content", "tool_calls", "tool_call_id", "name")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One SFT example with what decides about it; of kind `asked` it has no words.
+
+    `messages` is OpenAI's form. `order` is (Unix ms when it was said, partition, offset). `was_right` says whether the
+    answer that it corrects was right (None: not said). `new`: no version was trained on its shard.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    completion: str
+    split: str
+    record_id: str
+    order: tuple[int, int, int]
+    unit: str = ""
+    conversation: str = ""
+    question: str = ""
+    fact: str = ""
+    answer: str = ""
+    kind: str = "sft"
+    origin: str = "feedback"
+    judges: bool = True
+    may_correct: bool = False
+    was_right: bool | None = None
+    source_record: str = ""
+    minhash: bytes = b""
+    new: bool = True
+
+    @property
+    def said_ms(self) -> int:
+        return self.order[0]
+
+    @property
+    def made_up(self) -> bool:
+        return self.origin in MADE_UP
+
+    @property
+    def class_name(self) -> str:
+        """What kind of answer it teaches; "" for a text of its own."""
+        text = self.completion.strip()
+        return text if len(text) <= LONGEST_CLASS else ""
+
+
+@dataclass
+class Rows:
+    """The rows that stand: what people said, rows without words, what was made from others.
+
+    `contested` are the facts to which more than one answer stands.
+    """
+
+    said: list[Row] = field(default_factory=list)
+    asked: list[Row] = field(default_factory=list)
+    made: list[Row] = field(default_factory=list)
+    contested: set[str] = field(default_factory=set)
+
+    @property
+    def common(self) -> set[str]:
+        """Questions that FEW units or more have asked: people will ask them again."""
+        units: dict[str, set[str]] = defaultdict(set)
+        for row in (*self.said, *self.asked):
+            units[row.question].add(row.unit)
+        return {question for question, who in units.items() if len(who) >= FEW}
+
+
+def read_rows(
+    store: ArtifactStore, new: Iterable[ShardRef], old: Iterable[ShardRef] = (), corrections: str = "anyone"
+) -> Rows:
+    """The rows of shards that stand, oldest first. Raises `ArtifactError`."""
+    read: list[Row] = []
+    for fresh, shards in ((True, new), (False, old)):
+        for ref in shards:
+            table = read_table(io.BytesIO(get_shard(store, ref)[1]), _COLUMNS)
+            read += [_row(values, fresh) for values in table.to_pylist() if values["kind"] in (*TRAINED_KINDS, "asked")]
+    return stand(read, corrections)
+
+
+def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
+    """Of all rows that were ever said those whose word stands."""
+    read = sorted(rows, key=lambda row: row.order)
+    newest = {row.record_id: row for row in read if not row.made_up}
+    by_fact: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(newest.values(), key=lambda row: row.order):
+        by_fact[row.fact].append(row)
+    found = Rows()
+    answers: dict[str, frozenset[str]] = {}
+    for fact, words in by_fact.items():
+        answers[fact] = standing((Word(w.answer, w.unit, w.order, w.may_correct) for w in words), corrections)
+        if len(answers[fact]) > 1:
+            found.contested.add(fact)
+        # A unit that says the same again says it once.
+        kept = {(row.unit, row.answer, row.kind): row for row in words if row.answer in answers[fact]}
+        for row in kept.values():
+            (found.asked if row.kind == "asked" else found.said).append(row)
+    sources = {row.record_id for row in found.said}
+    for row in {row.record_id: row for row in read if row.made_up}.values():
+        overruled = row.fact in answers and row.answer not in answers[row.fact]
+        if not overruled and (not row.source_record or row.source_record in sources):
+            found.made.append(row)
+    for some in (found.said, found.asked, found.made):
+        some.sort(key=lambda row: row.order)
+    return found
+
+
+def _row(values: dict[str, Any], new: bool) -> Row:
+    turns = [{name: turn[name] for name in _TURN if turn[name] or name in _TURN[:2]} for turn in values["messages"] or ()]
+    made_up = values["origin"] in MADE_UP
+    return Row(
+        messages=tuple(turns), completion=values["completion"] or "", split=values["split"],
+        record_id=values["record_id"], order=(values["submitted_ms"], values["partition"], values["offset"]),
+        unit="" if made_up else values["unit"], conversation=values["conversation_id"] or "",
+        question=values["question"], fact=values["input_hash"], answer=values["answer_hash"], kind=values["kind"],
+        origin=values["origin"], judges=bool(values["judges"]), may_correct=bool(values["may_correct"]),
+        was_right=values["label"], source_record=values["source_record"] or "", minhash=values["minhash"] or b"",
+        new=new,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A row that judges: how many test units' askers it stands for, and whether its question is a common one."""
+
+    row: Row
+    weight: float
+    common: bool
+
+
+def judging_rows(rows: Rows, most: int = 2_000) -> list[Tested]:
+    """The rows that judge, at most `most`, chosen by hash so that the choice stays the same as data grows.
+
+    Contested ones do not, nor what was picked, made up or masked. Of a common question each later asker of the test
+    side adds to the weight of its rows.
+    """
+    common = rows.common
+    chosen = [r for r in rows.said if r.split == "test" and r.judges and r.fact not in rows.contested]
+    standing_for = Counter((row.question, row.answer) for row in chosen)
+    later = Counter((row.question, row.answer) for row in rows.asked if row.split == "test")
+    found = [
+        Tested(row, 1 + later[row.question, row.answer] / standing_for[row.question, row.answer], row.question in common)
+        for row in chosen
+    ]
+    if len(found) > most:
+        found = sorted(found, key=lambda one: (one.row.question, one.row.fact, one.row.unit))[:most]
+    return found
