@@ -22,7 +22,7 @@ from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set
 from streams.clickhouse import rows
 from streams.prepare.rules import RULES_VERSION, Dropped, prepare
 from streams.replay import parse_origin
-from trainers.dataset import TRAINED_KINDS
+from trainers.rows import TRAINED_KINDS
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -173,7 +173,7 @@ def _use(job: Row, data: str, shard: Row, inside: Mapping[str, Sequence[Row]], r
 
 def role(shard: Row, data: str, inside: Mapping[str, Sequence[Row]]) -> str:
     """What a row was to a job. `data` ("new" or "replay") says which of its sets holds it, `inside` what rows of the
-    same ids these sets hold; as `trainers.dataset` has it, the newest of a set counts, and new data before replayed.
+    same ids these sets hold; as `trainers.rows` has it, the newest of a set counts, and new data before replayed.
     That somebody else answered the same question later is not looked at."""
 
     def order(other: Row) -> tuple[int, int, int]:

@@ -265,7 +265,7 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     whoever loads the adapter must reproduce them. `seen` lists the rows that it was trained on, of which the newest was
     said at `newest_row_ms`. `new_data` and `replay_data` name the shards as they were read, which may be shorter than
     the job's: somebody in them was forgotten in between. `reason`, `changed_at`, `accept` and `void_before` are the
-    job's.
+    job's. `warnings` says in words what was left out of it.
     """
 
     job_id: str
@@ -291,6 +291,7 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     changed_at: int = 0
     accept: str = ""
     newest_row_ms: int = 0
+    warnings: list[str] = []
     drift_id: str = ""
     void_before: int = 0
 

@@ -154,6 +154,10 @@ class Engine:
         """Stop; requests that are not done fail with EngineClosed. May be called twice."""
         self._loop.close()
 
+    def check(self, request: Request) -> None:
+        """Raises PromptError for a prompt that `submit` would refuse; queues nothing."""
+        self._encode(request)
+
     def _encode(self, request: Request) -> list[int]:
         """The prompt's tokens; PromptError says what is wrong with the request."""
         _check(request)

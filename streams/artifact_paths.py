@@ -10,7 +10,9 @@ from pathlib import Path
 
 from schemas.names import is_file_name
 
-KINDS = frozenset({"adapters", "bases", "erasures", "gathered", "rewritten", "sets", "shards"})
+KINDS = frozenset(
+    {"adapters", "bases", "erasures", "gathered", "rewritten", "scores", "seen", "sets", "shards", "tests"}
+)
 # Where files lie that are being written; what a crash leaves there of shards goes when somebody is forgotten.
 UNFINISHED = ".tmp"
 _digest = re.compile("[0-9a-f]{64}")

@@ -110,7 +110,9 @@ class RegisterStep:
         state = self._models.get(getattr(event, "model", ""))
         outcome = Outcome(None, None)
         if isinstance(event, VerdictReached):
-            outcome = registry.on_verdict(state, event, envelope.correlation_id, self._erased.get(event.digest, ()))
+            judges = self._policies.get(event.model, ModelPolicy()).judges
+            erasures = self._erased.get(event.digest, ())
+            outcome = registry.on_verdict(state, event, envelope.correlation_id, erasures, judges)
         elif isinstance(event, RollbackRequested):
             outcome = registry.on_rollback(state, event)
         elif isinstance(event, PerformanceMeasured):

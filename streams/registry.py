@@ -6,7 +6,7 @@ Versions are numbered from 1, once per candidate digest; version 0 is the base i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -40,13 +40,30 @@ def find(state: ModelStateChanged | None, version: int) -> Version | None:
     return next((entry for entry in versions if entry.version == version), None)
 
 
+def anchor_of(state: ModelStateChanged | None) -> Version | None:
+    """The last version up to the champion that was shown to be better than what served before it, else the champion.
+
+    What later ones may lose is counted from it, not from one another.
+    """
+    champion = find(state, state.champion) if state else None
+    if state is None or champion is None:
+        return None
+    shown = [entry for entry in state.versions if entry.superior and entry.version <= champion.version]
+    return max(shown, key=lambda entry: entry.version, default=champion)
+
+
 def on_verdict(
-    state: ModelStateChanged | None, verdict: VerdictReached, correlation_id: str, erasures: Iterable[str] = ()
+    state: ModelStateChanged | None, verdict: VerdictReached, correlation_id: str, erasures: Iterable[str] = (),
+    judges: Collection[str] = ("gate",),
 ) -> Outcome:
     """Promote a candidate that passed against the champion of today; refuse any other that is not void.
 
-    `erasures` are those whose receipts name it, beside those that its verdict knew of.
+    `erasures` are those whose receipts name it, beside those that its verdict knew of. `judges` are those whose word
+    counts.
     """
+    if verdict.judge not in judges:
+        reason = f"judged by {verdict.judge}, who is none of the policy's judges: {', '.join(judges) or '-'}"
+        return Outcome(None, DecisionMade(model=verdict.model, decision="command-refused", reason=reason))
     known = next((entry for entry in (state.versions if state else []) if entry.digest == verdict.digest), None)
     if known and known.job_id == verdict.job_id:  # a replay: this digest has its number already
         return Outcome(None, None)
@@ -66,7 +83,8 @@ def on_verdict(
         version=version, digest=verdict.digest, path=verdict.path, base=verdict.base,
         base_digest=verdict.base_digest, job_id=verdict.job_id, fingerprint=verdict.fingerprint,
         new_data=verdict.new_data, replay_data=verdict.replay_data, correlation_id=correlation_id,
-        drift_id=verdict.drift_id, erasures=sorted({*verdict.erasures, *erasures}),
+        drift_id=verdict.drift_id, erasures=sorted({*verdict.erasures, *erasures}), dtype=verdict.dtype,
+        probe=verdict.probe, seen=verdict.seen, superior=verdict.superior, newest_row_ms=verdict.newest_row_ms,
     )
     versions = [*(_retired(old, champion) for old in (state.versions if state else [])), entry]
     after = ModelStateChanged(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example's token ids; the first `prompt_tokens` of them are not supervised."""
+    """An example's token ids; the first `prompt_tokens` of them are not supervised. `asked_tokens` is how long its
+    prompt was before it was cut."""
 
     tokens: tuple[int, ...]
     prompt_tokens: int
     truncated: bool = False
+    asked_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ def encode_example(tokenizer: Any, example: Example, max_length: int) -> Encoded
     """Token ids of at most `max_length`: a long prompt loses its beginning, a longer answer its end."""
     prompt = encode_prompt(tokenizer, example.messages)
     completion = encode_completion(tokenizer, example.completion)
-    truncated = len(prompt) + len(completion) > max_length
+    truncated, asked = len(prompt) + len(completion) > max_length, len(prompt)
     completion = completion[: max_length - 1]
     prompt = prompt[-(max_length - len(completion)) :]
-    return Encoded((*prompt, *completion), len(prompt), truncated)
+    return Encoded((*prompt, *completion), len(prompt), truncated, asked)
 
 
 def thinned(encoded: Encoded, share: float, kept: frozenset[int], rng: random.Random) -> Encoded:

@@ -20,7 +20,8 @@ class Progress:
 class Trained:
     """A finished run: `loss` is the mean over the last tenth of the steps, `examples` counts distinct ones.
 
-    `tokens` counts every token that went through the model; `truncated` the examples that were too long.
+    `tokens` counts every token that went through the model; `truncated` the examples that were too long;
+    `warnings` says what was left out.
     """
 
     loss: float
@@ -29,6 +30,7 @@ class Trained:
     tokens: int
     seconds: float
     truncated: int
+    warnings: tuple[str, ...] = ()
 
 
 class TrainingError(Exception):

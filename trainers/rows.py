@@ -27,7 +27,7 @@ _COLUMNS = [
     "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
     "submitted_ms",
 ]  # fmt: skip
-_TURN = ("role", "content", "tool_calls", "tool_call_id", "name")
+_TURN = ("role", "content")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
 
 
 def _row(values: dict[str, Any], new: bool) -> Row:
-    turns = [{name: turn[name] for name in _TURN if turn[name] or name in _TURN[:2]} for turn in values["messages"] or ()]
+    turns = [{name: turn[name] for name in _TURN} for turn in values["messages"] or ()]
     made_up = values["origin"] in MADE_UP
     return Row(
         messages=tuple(turns), completion=values["completion"] or "", split=values["split"],

@@ -11,11 +11,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy
 
@@ -82,10 +83,14 @@ def train(
     out_dir: Path,
     *,
     parent_adapter: Path | None = None,
+    longest_prompt: int = 0,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train on `examples`, from `parent_adapter` if given, and save the adapter at `out_dir` (new or empty).
+
+    An example that cannot be rendered, or whose prompt has `longest_prompt` tokens or more (0 = no limit), is left out
+    and counted in `Trained.warnings`: nobody could ask it of the model either.
 
     Raises TrainingError (no examples, base or parent unreadable or not belonging together, diverged) and
     TrainingStopped once `should_stop()`, asked before every step, says so.
@@ -94,27 +99,37 @@ def train(
         raise TrainingError("no examples to train on: the job's shards hold none for this model")
     base = load_base(base_dir)
     torch.set_num_threads(recipe.threads or base.good_threads)
-    encoded = _encoded(base, examples, recipe.max_length)
+    encoded, warnings = _encoded(base, examples, recipe.max_length, longest_prompt)
     shape = AdapterShape(recipe.rank, recipe.alpha, recipe.dropout)
     with attached(base, shape, parent_adapter, recipe.seed, recipe.parent_share) as model:
-        trained = _run(model, base, encoded, recipe, on_progress, should_stop)
+        trained = replace(_run(model, base, encoded, recipe, on_progress, should_stop), warnings=warnings)
         model.eval()
         save_adapter(model, model_card(base.name, recipe, trained, parent_adapter is not None), out_dir)
     return trained
 
 
-def _encoded(base: Base, examples: Sequence[Example], max_length: int) -> list[Encoded]:
-    """The examples as tokens, without those that cannot be told from the model's control tokens: one row of one person
-    stops no job."""
-    encoded = []
+def _encoded(
+    base: Base, examples: Sequence[Example], max_length: int, longest_prompt: int
+) -> tuple[list[Encoded], tuple[str, ...]]:
+    """The examples as tokens, without those that cannot be asked or learned, and what is said of these: one row of one
+    person stops no job."""
+    encoded, why = [], []
     for example in examples:
         try:
-            encoded.append(encode_example(base.tokenizer, example, max_length))
-        except ControlTokenError as error:
-            log.warning("an example is left out: %s", error)
+            one = encode_example(base.tokenizer, example, max_length)
+        except (ControlTokenError, TemplateError, KeyError, TypeError, ValueError) as error:
+            why.append(str(error))
+            continue
+        if longest_prompt and one.asked_tokens >= longest_prompt:
+            why.append(f"its prompt has {one.asked_tokens} tokens, the limit is {longest_prompt}")
+        else:
+            encoded.append(one)
     if not encoded:
-        raise TrainingError(f"none of {len(examples)} examples can be trained on: each holds control tokens")
-    return encoded
+        raise TrainingError(f"none of {len(examples)} examples can be trained on, the first: {why[0]}")
+    if why:
+        log.warning("%d of %d examples are left out, the first: %s", len(why), len(examples), why[0])
+    said = f"{len(why)} of {len(examples)} training rows are left out, the first: "
+    return encoded, (said + why[0],) if why else ()
 
 
 def _run(

@@ -6,6 +6,7 @@ Kafka client; whoever spawned it publishes.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -21,8 +22,11 @@ from serving.engine import Engine
 from streams.artifacts import ArtifactStore, open_store, put_shard_set
 from streams.losses import as_they_stand, is_void, losses, reason
 from trainers import sft
-from trainers.dataset import TRAINED_KINDS, TrainingSet, read_rows, training_set
+from trainers.dataset import TrainingSet, training_set
+from trainers.row_files import places, put_table
+from trainers.rows import TRAINED_KINDS, read_rows
 
+log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -54,6 +58,7 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
             recipe,
             Path(folder) / "adapter",
             parent_adapter=parent,
+            longest_prompt=policy.max_prompt_tokens + policy.max_tokens,
             on_progress=lambda progress: report(_progress(progress)),
             should_stop=lambda: False,
         )
@@ -73,8 +78,11 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
         "tokens": trained.tokens,
         "loss": trained.loss,
         "fingerprint": fingerprint,
+        "newest_row_ms": data.newest_row_ms,
+        "warnings": [*data.warnings, *trained.warnings],
         **msgspec.to_builtins(
             {
+                "seen": put_table(store, "seen", places(data.rows)),
                 "new_data": put_shard_set(store, job.model, new),
                 "replay_data": put_shard_set(store, job.model, replay) if replay else None,
             }
@@ -86,10 +94,11 @@ def job_data(
     job: JobRequested, policy: ModelPolicy, store: ArtifactStore, new: list[ShardRef], replay: list[ShardRef]
 ) -> TrainingSet:
     """The rows a job trains on."""
-    fresh, old = read_rows(store, new), read_rows(store, replay)
-    data = training_set(fresh, old, replay_share=policy.replay_share, max_replay=policy.max_replay_examples, seed=0)
+    data = training_set(read_rows(store, new, replay, policy.corrections), policy, seed=0)
     if not data.rows:
         raise JobError(f"{job.new_data.shards} shards hold no training example")
+    for reason, count in data.left_out.items():
+        log.info("%s: %d rows are left out: %s", job.job_id, count, reason)
     return data
 
 

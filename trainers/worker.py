@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import CandidateTrained, JobEnded, JobProgressed, JobRequested, JobSpec, ShardSet
+from schemas.events import CandidateTrained, FileRef, JobEnded, JobProgressed, JobRequested, JobSpec, ShardSet
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
@@ -68,9 +68,14 @@ class WorkJob:
             parent_version=job.parent_version,
             method=(job.spec or JobSpec()).method,
             drift_id=job.drift_id,
+            reason=job.reason,
+            changed_at=job.changed_at,
+            accept=job.accept,
             void_before=job.void_before,
             seconds=elapsed_s,
-            **result | msgspec.convert({name: result[name] for name in _SETS}, dict[str, ShardSet | None]),
+            **result
+            | msgspec.convert({name: result[name] for name in _SETS}, dict[str, ShardSet | None])
+            | {"seen": msgspec.convert(result["seen"], FileRef)},
         )
         ended = JobEnded(model=job.model, job_id=job.job_id, outcome="succeeded", seconds=elapsed_s)
         return [self._out(candidate, envelope), self._out(ended, envelope)]

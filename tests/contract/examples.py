@@ -80,7 +80,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
         base_path="bases/e0c4", base_digest="e0c4" * 16, parent_version=1, new_data=_NEW, replay_data=_REPLAY,
         method="lora", examples=2_216, steps=180, tokens=96_113, loss=0.18, seconds=71.2, fingerprint=_FINGERPRINT,
         drift_id="drift-9a31", dtype="bfloat16", probe="Hello", seen=_SEEN, reason="drift",
-        changed_at=1_763_690_000_000, newest_row_ms=1_763_700_000_123,
+        changed_at=1_763_690_000_000, newest_row_ms=1_763_700_000_123, warnings=["2 rows are too long"],
     ),
     e.VerdictReached(
         model="support", job_id="job-1f2e", digest="0b9e" * 16, passed=True, reason="better on recent data",

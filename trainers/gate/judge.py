@@ -1,29 +1,31 @@
-"""The gate's child: answers the hold-outs with the serving engine and compares candidate and champion.
+"""The gate's child: asks the rows that judge of champion and candidate, by the serving engine, and compares.
 
 Reads the artifact store; has no Kafka client. What was judged is what will answer: same engine, same prompt
 rendering, same adapter files, fingerprint checked. An answer is right when it equals the expected one exactly
-(surrounding white space aside).
+(surrounding white space aside). A row that the engine refuses is left out for all, counted and named.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from schemas.events import CandidateTrained, ModelStateChanged, Version
+from schemas.events import CandidateTrained, Check, ModelStateChanged, Version
 from schemas.policy import ModelPolicy
 from serving.engine import AdapterError, Engine, EngineError, PromptError, Request, Ticket, same_fingerprint
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
 from streams.losses import is_void, losses
 from streams.losses import reason as why_void
-from streams.registry import find
-from trainers.dataset import TRAINED_KINDS, Row, holdout, read_rows
-from trainers.gate.statistics import Comparison, non_inferiority, superiority
+from streams.registry import anchor_of, find
+from trainers.gate.checks import Checks, Judged
+from trainers.gate.known import unknown_because
+from trainers.gate.parts import parted
+from trainers.row_files import places, put_table
+from trainers.rows import TRAINED_KINDS, Rows, Tested, judging_rows, read_rows
 
 Report = Callable[[dict[str, Any]], None]
 BATCH = 32
@@ -51,20 +53,13 @@ def judge(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
     if void := _void(candidate, champion, store):
         return void
     try:
-        checks = compare(candidate, champion, policy, store, report)
+        result = compare(candidate, state, policy, store, report, request.get("attempt", 1))
     except (RefusedError, ArtifactError, AdapterError, EngineError) as error:
         return {"passed": False, "reason": str(error), "checks": [], "champion_version": _number(champion)}
     if void := _void(candidate, champion, store):  # people are forgotten while hold-outs are answered, too
         return void
     erasures = {*lost_rows(candidate, store), *(parent.erasures if parent else [])}
-    failed = [check for check in checks if not check["passed"]]
-    reason = "; ".join(
-        f"{check['check']} on the {check['dataset']} hold-out {check['reason']}" for check in (failed or checks)
-    )
-    return {
-        "passed": not failed, "reason": reason, "checks": checks, "champion_version": _number(champion),
-        "erasures": sorted(erasures),
-    }  # fmt: skip
+    return {**result, "champion_version": _number(champion), "erasures": sorted(erasures)}
 
 
 def lost_rows(candidate: CandidateTrained, store: ArtifactStore) -> dict[str, int]:
@@ -89,61 +84,117 @@ def _number(champion: Version | None) -> int:
 
 
 def compare(
-    candidate: CandidateTrained, champion: Version | None, policy: ModelPolicy, store: ArtifactStore, report: Report
-) -> list[dict[str, Any]]:
-    """Superiority on recent data; with a champion, also retention on the frozen hold-out."""
-    recent = holdout(read_rows(store, get_shard_set(store, candidate.new_data)))
-    frozen = holdout(read_rows(store, get_shard_set(store, candidate.replay_data)))
+    candidate: CandidateTrained, state: ModelStateChanged | None, policy: ModelPolicy, store: ArtifactStore,
+    report: Report, attempt: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """The verdict's own fields. Raises `RefusedError`, and what the store and the engine raise."""
+    champion = find(state, state.champion) if state else None
+    anchor = anchor_of(state)
     if champion is not None and champion.base_digest != candidate.base_digest:
         raise RefusedError(f"the candidate is for another base than version {champion.version}: {candidate.base}")
+    rows = read_rows(
+        store, get_shard_set(store, candidate.new_data), get_shard_set(store, candidate.replay_data), policy.corrections
+    )
+    judging = judging_rows(rows)
     base_dir = store.get_folder(candidate.base_path, candidate.base_digest)
     engine = Engine(base_dir, slots=BATCH, max_length=policy.max_prompt_tokens + policy.max_tokens, threads=2)
     try:
-        names = _load(engine, candidate, champion, store)
-        both = [*recent, *frozen]
-        scores = []
-        for who in names:
-            scores.append(_right(engine, who, both, policy.max_tokens))
-            report({"phase": "evaluating", "step": len(scores), "steps": len(names)})
+        names = _load(engine, candidate, champion, anchor, store)
+        tests, refused = _askable(engine, judging, policy.max_tokens)
+        scores: dict[str | None, np.ndarray] = {}
+        for who in dict.fromkeys(names):
+            scores[who] = _right(engine, who, tests, policy.max_tokens)
+            report({"phase": "evaluating", "step": len(scores), "steps": len(set(names))})
     finally:
         engine.close()
-    ours, theirs = scores[1], scores[0]
-    cut = len(recent)
-    checks = [
-        _check(
-            superiority(
-                theirs[:cut], ours[:cut], confidence=policy.confidence, minimum_n=policy.min_holdout_examples, seed=0
-            ),
-            "recent",
-        )
-    ]
-    if champion is not None:
-        retention = non_inferiority(
-            theirs[cut:], ours[cut:], margin=policy.max_retention_loss, confidence=policy.confidence
-        )
-        checks.append(_check(retention, "frozen"))
-    return checks
+    theirs, ours, then = (scores[who] for who in names)
+    judged = Judged(
+        tests, theirs, ours, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
+        unknown_because(rows.said),
+    )
+    return _verdict(candidate, champion, judged, rows, refused, policy, store)
+
+
+def _verdict(
+    candidate: CandidateTrained, champion: Version | None, judged: Judged, rows: Rows, refused: list[str],
+    policy: ModelPolicy, store: ArtifactStore,
+) -> dict[str, Any]:  # fmt: skip
+    parts = parted(
+        judged.tests, reason=candidate.reason, accept=candidate.accept, changed_ms=candidate.changed_at,
+        newest_row_ms=champion.newest_row_ms if champion else 0,
+    )
+    checks = Checks(judged, policy)
+    made = checks.all(parts)
+    failed = [check for check in made if not check.passed]
+    warnings = [*candidate.warnings, *refused]
+    if rows.contested:
+        warnings.append(f"{len(rows.contested)} questions have two answers that both stand; neither judges")
+    passed = not failed
+    return {
+        "passed": passed, "reason": "; ".join(map(_said, failed or made)), "checks": msgspec.to_builtins(made),
+        "warnings": warnings, "quality": "unknown" if judged.unknown else "known",
+        "superior": passed and any(part.better for part in parts),
+        **msgspec.to_builtins({"test_rows": _tested(store, judged, checks), "scores": _scored(store, judged)}),
+    }  # fmt: skip
+
+
+def _said(check: Check) -> str:
+    return f"{check.check} on {check.dataset} rows {check.reason}"
+
+
+def _tested(store: ArtifactStore, judged: Judged, checks: Checks) -> Any:
+    columns = places([one.row for one in judged.tests])
+    return put_table(store, "tests", {
+        **columns, "cluster": checks.labels.tolist(), "common": [one.common for one in judged.tests],
+        "weight": checks.weights.tolist(),
+    })  # fmt: skip
+
+
+def _scored(store: ArtifactStore, judged: Judged) -> Any:
+    return put_table(store, "scores", {
+        "champion": judged.champion.tolist(), "candidate": judged.candidate.tolist(), "anchor": judged.anchor.tolist(),
+    })  # fmt: skip
+
+
+def _live(champion: Version | None) -> float | None:
+    return champion.quality if champion else None
 
 
 def _load(
-    engine: Engine, candidate: CandidateTrained, champion: Version | None, store: ArtifactStore
-) -> tuple[str | None, str]:
-    """Names of (champion or None for the base, candidate) in the engine. Raises `RefusedError`."""
+    engine: Engine, candidate: CandidateTrained, champion: Version | None, anchor: Version | None, store: ArtifactStore
+) -> tuple[str | None, str, str | None]:
+    """Names of (champion or None for the base, candidate, anchor) in the engine. Raises `RefusedError`."""
     engine.load("candidate", store.get_folder(candidate.path, candidate.digest))
     if not same_fingerprint(engine.fingerprint("candidate"), candidate.fingerprint):
         raise RefusedError("the stored adapter does not reproduce the logits it was published with")
     if champion is None:
-        return None, "candidate"
+        return None, "candidate", None
     engine.load("champion", store.get_folder(champion.path, champion.digest))
-    return "champion", "candidate"
+    if anchor is None or anchor.digest == champion.digest or anchor.base_digest != candidate.base_digest:
+        return "champion", "candidate", "champion"
+    engine.load("anchor", store.get_folder(anchor.path, anchor.digest))
+    return "champion", "candidate", "anchor"
 
 
-def _right(engine: Engine, adapter: str | None, rows: Sequence[Row], max_tokens: int) -> np.ndarray:
-    """Which answers equal the expected one: a boolean array, one per row."""
-    asked = [_ask(engine, Request(row.messages, adapter=adapter, max_new_tokens=max_tokens)) for row in rows]
+def _askable(engine: Engine, tests: Sequence[Tested], max_tokens: int) -> tuple[list[Tested], list[str]]:
+    """The rows that the engine takes, and what is said of the others."""
+    asked, refused = [], list[str]()
+    for one in tests:
+        try:
+            engine.check(Request(one.row.messages, max_new_tokens=max_tokens))
+            asked.append(one)
+        except PromptError as error:
+            refused.append(str(error))
+            log.warning("a row of the hold-out is left out: %s", error)
+    return asked, [f"{len(refused)} of {len(tests)} test rows cannot be asked, the first: {refused[0]}"] if refused else []
+
+
+def _right(engine: Engine, adapter: str | None, rows: Sequence[Tested], max_tokens: int) -> np.ndarray:
+    """Which answers equal the expected one: 1 or 0, one per row."""
+    asked = [_ask(engine, Request(one.row.messages, adapter=adapter, max_new_tokens=max_tokens)) for one in rows]
     answers = [ticket.result().text.strip() if ticket else None for ticket in asked]
     pairs = zip(answers, rows, strict=True)
-    return np.array([answer == row.completion.strip() for answer, row in pairs], dtype=bool)
+    return np.array([answer == one.row.completion.strip() for answer, one in pairs], dtype=np.float64)
 
 
 def _ask(engine: Engine, request: Request) -> Ticket | None:
@@ -153,7 +204,3 @@ def _ask(engine: Engine, request: Request) -> Ticket | None:
     except PromptError as error:
         log.warning("a row of the hold-out is not answered: %s", error)
         return None
-
-
-def _check(comparison: Comparison, dataset: str) -> dict[str, Any]:
-    return {**asdict(comparison), "dataset": dataset}

@@ -7,19 +7,25 @@ Reads `models.candidates` and, to know the champion, `models.registry`; writes `
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import CandidateTrained, Check, JobProgressed, VerdictReached
+from schemas.events import CandidateTrained, Check, FileRef, JobProgressed, VerdictReached
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
 from streams.register import read_registry
+from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP, TOPIC, SOURCE = "gate", "models.candidates", "gate"
+# What the registry knows this judge by.
+JUDGE = "gate"
+_JUDGED = ("passed", "reason", "champion_version", "void", "failed", "erasures", "warnings", "quality", "superior")
+_FILES = ("test_rows", "scores")
 
 
 class GateJob:
@@ -35,7 +41,8 @@ class GateJob:
         policy = self._policies.get(candidate.model, ModelPolicy())
         state = models.get(candidate.model)
         plain: dict[str, Any] = {"candidate": candidate, "policy": policy, "state": state}
-        return msgspec.to_builtins(plain)
+        attempt = attempts(verdicts(self._bootstrap, candidate.model), state.champion if state else 0) + 1
+        return {**msgspec.to_builtins(plain), "attempt": attempt}
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         envelope, candidate = self._now()
@@ -47,25 +54,26 @@ class GateJob:
         if isinstance(result, Exception):
             said = f"the check failed: {result}"
             result = {"passed": False, "reason": said, "checks": [], "champion_version": 0, "failed": True}
+        judged = {name: result[name] for name in _JUDGED if name in result}
         verdict = VerdictReached(
             model=candidate.model,
             job_id=candidate.job_id,
             digest=candidate.digest,
-            passed=result["passed"],
-            reason=result["reason"],
-            champion_version=result["champion_version"],
-            checks=[msgspec.convert(check, Check) for check in result["checks"]],
             path=candidate.path,
             base=candidate.base,
             base_digest=candidate.base_digest,
             fingerprint=candidate.fingerprint,
+            dtype=candidate.dtype,
+            probe=candidate.probe,
+            seen=candidate.seen,
+            newest_row_ms=candidate.newest_row_ms,
             new_data=candidate.new_data,
             replay_data=candidate.replay_data,
             drift_id=candidate.drift_id,
-            void=result.get("void", False),
-            failed=result.get("failed", False),
-            erasures=result.get("erasures", []),
             seconds=elapsed_s,
+            judge=JUDGE,
+            **judged | msgspec.convert({name: result.get(name) for name in _FILES}, dict[str, FileRef | None]),
+            checks=msgspec.convert(result["checks"], list[Check]),
         )
         log.info("%s: %s", candidate.job_id, _in_a_word(verdict))
         return [self._out(verdict, envelope)]
@@ -78,6 +86,21 @@ class GateJob:
         correlation = cause.correlation_id or cause.id
         job_id: str = event.job_id  # type: ignore[attr-defined]
         return kafka.out(event, source=SOURCE, subject=job_id, correlation_id=correlation, causation_id=cause.id)
+
+
+def verdicts(bootstrap: str, model: str) -> list[VerdictReached]:
+    """The committed verdicts on a model's candidates, oldest first."""
+    read = readable(kafka.read_to_end(bootstrap, "models.verdicts", settled=True))
+    return [event for _, event in read if event.model == model]
+
+
+def attempts(said: Sequence[VerdictReached], champion: int) -> int:
+    """How many candidates were judged against this champion on about the same rows as the last of them.
+
+    Once twice as many rows judge, most of them are new, and the error that was spent on the old ones is over.
+    """
+    rows = [one.test_rows.rows for one in said if one.champion_version == champion and not one.passed and one.test_rows]
+    return sum(2 * count > rows[-1] for count in rows)
 
 
 def _in_a_word(verdict: VerdictReached) -> str:

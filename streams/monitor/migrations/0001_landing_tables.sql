@@ -276,6 +276,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.candidate_trained
     `changed_at` Int64,
     `accept` String,
     `newest_row_ms` Int64,
+    `warnings` String,
     `drift_id` String,
     `void_before` Int64,
     `ts` DateTime64(3, 'UTC'),

@@ -1,0 +1,22 @@
+"""Whether feedback tells how well the champion does, from the rows themselves: where hardly anything is called right,
+people report what goes wrong, and a candidate that mends some of it shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trainers.rows import Row
+
+LATEST, LEAST_RIGHT = 500, 0.05
+
+
+def unknown_because(rows: Iterable[Row]) -> str:
+    """Why live quality is not known, "" where it is: of the LATEST opinions under 1 in 20 says that it was right."""
+    said = sorted((row for row in rows if row.was_right is not None), key=lambda row: row.order)[-LATEST:]
+    right = sum(bool(row.was_right) for row in said)
+    if not said or right >= LEAST_RIGHT * len(said):
+        return ""
+    return (
+        f"live quality is unknown: {right} of the last {len(said)} opinions say that an answer was right; "
+        "have right answers confirmed too, or a random sample of answers rated"
+    )
