@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -112,14 +111,19 @@ def compare(
     checks = [
         _check(
             superiority(
-                theirs[:cut], ours[:cut], confidence=policy.confidence, minimum_n=policy.min_holdout_examples, seed=0
+                theirs[:cut],
+                ours[:cut],
+                units=None,
+                confidence=policy.confidence,
+                minimum_n=policy.min_holdout_examples,
+                seed=0,
             ),
             "recent",
         )
     ]
     if champion is not None:
         retention = non_inferiority(
-            theirs[cut:], ours[cut:], margin=policy.max_retention_loss, confidence=policy.confidence
+            theirs[cut:], ours[cut:], units=None, margin=policy.max_retention_loss, confidence=policy.confidence
         )
         checks.append(_check(retention, "frozen"))
     return checks
@@ -156,4 +160,4 @@ def _ask(engine: Engine, request: Request) -> Ticket | None:
 
 
 def _check(comparison: Comparison, dataset: str) -> dict[str, Any]:
-    return {**asdict(comparison), "dataset": dataset}
+    return msgspec.to_builtins(comparison.to_check(dataset))
