@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class Figure:
             "peer": None if self.peer is None else rounded(self.peer), "of": self.of,
         }  # fmt: skip
         return json.dumps(said | ({"part": self.part} if self.part else {}))
+
+
+class Measured(NamedTuple):
+    """A value without a peer, and what it must keep to: None where it only informs."""
+
+    value: float
+    asked: str | None
+    part: str = ""
 
 
 class DifferentOutputError(RuntimeError):
