@@ -9,22 +9,24 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from schemas.events import Message, RecordSubmitted
-from schemas.identity import content_hash, subject_of_record
+from schemas.identity import content_hash
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which CSV columns (or JSON fields) hold what. `subject` "" = a hash of the prompt."""
+    """Which CSV columns (or JSON fields) hold what. `subject` "" = nobody's; `time` says when a row was said."""
 
     prompt: str = "prompt"
     completion: str = "completion"
     subject: str = ""
+    time: str = "time"
 
     def has_label(self, row: dict[str, Any]) -> bool:
         """Whether the row is one of KTO's: a column `label` that is not named as something else."""
@@ -113,12 +115,33 @@ def _record(number: int, row: dict[str, Any], model: str, columns: Columns) -> R
     if not prompt.strip():
         return Refusal(number, context, "a user's turn at the end that is not empty")
     subject = str(row.get(columns.subject) or "") if columns.subject else ""
+    said_ms = _time_ms(row.get(columns.time)) if columns.time else 0
+    if said_ms is None:
+        return Refusal(number, columns.time, "a time as 2026-11-21T08:00:00Z or 2026-11-21, or Unix time in seconds")
     content = [model, kind, [[turn.role, turn.content] for turn in turns], answer, row.get("label")]
     return RecordSubmitted(
         model=model, kind=kind, messages=turns, label=row.get("label") if kind == "kto" else None, origin="import",
-        subject_id=subject or subject_of_record(turns), record_id="import-" + content_hash(*content),
-        **{name: text or "" for name, text in answer.items()},
+        subject_id=subject, record_id="import-" + content_hash(*content), said_ms=said_ms,
+        completion=answer["completion"] or "", chosen=answer["chosen"] or "", rejected=answer["rejected"] or "",
     )
+
+
+def _time_ms(said: Any) -> int | None:
+    """Unix time in ms of an ISO 8601 time (without an offset: UTC) or of Unix seconds; 0 for nothing, None for what is
+    none of these."""
+    if said in (None, ""):
+        return 0
+    if isinstance(said, bool):
+        return None
+    try:
+        if isinstance(said, int | float) or str(said).replace(".", "", 1).isdigit():
+            moment = datetime.fromtimestamp(float(said), UTC)
+        else:
+            moment = datetime.fromisoformat(str(said).strip())
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0, int(moment.timestamp() * 1000))
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _missing(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 # Reasons that depend on other rows (`streams.prepare.admit`) or came later: the rules for one record never give them.
-_BESIDE_OTHERS = {"duplicate", "near duplicate", "contradicted", "superseded", "subject cap", "key cap", "erased"}
+_BESIDE_OTHERS = {"duplicate", "near duplicate", "contradicted", "superseded", "common question", "erased"}
 
 
 def trace(client: Client, store: ArtifactStore, identity: str) -> dict[str, list[Row]]:
@@ -116,7 +116,8 @@ def drop_reason(shard: Row, one: Row) -> str:
     """Why a shard that covers a submission has no row of it: its only reason, else what the rules say of it again."""
     reasons = set(json.loads(shard["dropped"])) | ({"erased"} if shard["erased"] else set())
     if len(reasons) > 1 and shard["rules_version"] == RULES_VERSION:
-        fields = {name: one[name] for name in RecordSubmitted.__struct_fields__ if name != "messages"}
+        fields = {name: one[name] for name in RecordSubmitted.__struct_fields__ if name in one}
+        fields = {name: value for name, value in fields.items() if name not in ("messages", "labels")}  # as JSON
         event = RecordSubmitted(**fields, messages=msgspec.json.decode(one["messages"], type=list[Message]))
         envelope = Envelope(id=one["ce_id"], type="RecordSubmitted", source=one["ce_source"], time_ms=one["ts_ms"])
         result = prepare(event, envelope, ModelPolicy(), b"")  # no drop depends on a policy or a split here

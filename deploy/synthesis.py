@@ -78,9 +78,9 @@ def parse(reply: str) -> list[str]:
 def synthetic(row: dict[str, Any], text: str) -> RecordSubmitted:
     """The training record of one variant; the same variant is the same record."""
     *before, last = row["messages"]
-    messages = [Message(**turn) for turn in (*before, {**last, "content": text})]
+    messages = [Message(role=turn["role"], content=turn["content"]) for turn in (*before, {**last, "content": text})]
     identity = "synthetic-" + content_hash(row["model"], row["record_id"], normalise(text))
     return RecordSubmitted(
         model=row["model"], kind="sft", messages=messages, completion=row["completion"], record_id=identity,
-        subject_id=row["subject_id"], origin="synthetic",
+        subject_id=row["subject_id"], origin="synthetic", source_record=row["record_id"], sampled="synthetic",
     )

@@ -78,7 +78,7 @@ class RecordSubmitted(Event, frozen=True, kw_only=True):
 
     `sampled` says how the row was chosen: random | all | bad | unrated | import | synthetic | augmented; "" = not said.
     `source_record` is the record that a made-up one was made from, `author` whoever gave the answer, `split` a side
-    that an import lays down.
+    that an import lays down, `said_ms` when an import's row was said (Unix ms; 0 = not known, so it counts as old).
     """
 
     kind: str = "sft"
@@ -101,6 +101,7 @@ class RecordSubmitted(Event, frozen=True, kw_only=True):
     source_record: str = ""
     sampled: str = ""
     author: str = ""
+    said_ms: int = 0
 
     def __post_init__(self) -> None:
         if not self.messages and not self.prompt and self.kind != "document":

@@ -55,6 +55,7 @@ SHARD_SCHEMA = pa.schema(
         ("partition", pa.int32()),
         ("offset", pa.int64()),
         ("submitted_ms", pa.int64()),
+        ("dated", pa.bool_()),  # whether submitted_ms is when it was said; an import without times is old
     ]
 )
 

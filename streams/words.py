@@ -1,8 +1,8 @@
 """Whose word overrules whose: one rule for preparation, jobs and hold-outs.
 
-Where `corrections` is `anyone`, the newest answer to a question holds. Where it is `trusted`, a newer answer replaces an
-older one of the same unit, or by a source that may correct, or once ENOUGH units have said the same newer answer; till
-then both stand, and the question is contested: neither answer judges.
+Where `corrections` is `anyone`, the newest answer to a question holds. Where it is `trusted`, a newer answer replaces
+an older one of the same unit, or by a source that may correct, or once ENOUGH units have said the same newer answer;
+till then both stand, and the question is contested: neither answer judges.
 """
 
 from __future__ import annotations

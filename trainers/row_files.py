@@ -1,4 +1,4 @@
-"""Which rows a job or a verdict rests on, as files in the artifact store: places in topics and numbers, no words or ids.
+"""Which rows a job or a verdict rests on, as files in the artifact store: places and numbers, no words or ids.
 
 A row is named by its (partition, offset) in `training.raw`, which tells nothing once the row is erased.
 """

@@ -25,7 +25,7 @@ LONGEST_CLASS = 64
 _COLUMNS = [
     "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "may_correct",
     "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
-    "submitted_ms",
+    "submitted_ms", "dated",
 ]  # fmt: skip
 _TURN = ("role", "content")
 
@@ -35,7 +35,8 @@ class Row:
     """One SFT example with what decides about it; of kind `asked` it has no words.
 
     `messages` is OpenAI's form. `order` is (Unix ms when it was said, partition, offset). `was_right` says whether the
-    answer that it corrects was right (None: not said). `new`: no version was trained on its shard.
+    answer that it corrects was right (None: not said). `new`: no version was trained on its shard. Without being
+    `dated` it counts as old, whenever it came.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -56,6 +57,7 @@ class Row:
     source_record: str = ""
     minhash: bytes = b""
     new: bool = True
+    dated: bool = True
 
     @property
     def said_ms(self) -> int:
@@ -142,7 +144,7 @@ def _row(values: dict[str, Any], new: bool) -> Row:
         question=values["question"], fact=values["input_hash"], answer=values["answer_hash"], kind=values["kind"],
         origin=values["origin"], judges=bool(values["judges"]), may_correct=bool(values["may_correct"]),
         was_right=values["label"], source_record=values["source_record"] or "", minhash=values["minhash"] or b"",
-        new=new,
+        new=new, dated=bool(values["dated"]),
     )  # fmt: skip
 
 
@@ -165,10 +167,10 @@ def judging_rows(rows: Rows, most: int = 2_000) -> list[Tested]:
     chosen = [r for r in rows.said if r.split == "test" and r.judges and r.fact not in rows.contested]
     standing_for = Counter((row.question, row.answer) for row in chosen)
     later = Counter((row.question, row.answer) for row in rows.asked if row.split == "test")
-    found = [
-        Tested(row, 1 + later[row.question, row.answer] / standing_for[row.question, row.answer], row.question in common)
-        for row in chosen
-    ]
+    found = []
+    for row in chosen:
+        said = row.question, row.answer
+        found.append(Tested(row, 1 + later[said] / standing_for[said], row.question in common))
     if len(found) > most:
         found = sorted(found, key=lambda one: (one.row.question, one.row.fact, one.row.unit))[:most]
     return found

@@ -97,8 +97,8 @@ def job_data(
     data = training_set(read_rows(store, new, replay, policy.corrections), policy, seed=0)
     if not data.rows:
         raise JobError(f"{job.new_data.shards} shards hold no training example")
-    for reason, count in data.left_out.items():
-        log.info("%s: %d rows are left out: %s", job.job_id, count, reason)
+    for why, count in data.left_out.items():
+        log.info("%s: %d rows are left out: %s", job.job_id, count, why)
     return data
 
 

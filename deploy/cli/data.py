@@ -15,7 +15,7 @@ from deploy.cli.output import CommandError, Format, err, progress, show, stdout
 from deploy.exporting import Chosen, FileFormat, Kind, SftForm, Split, Wanted, whole
 from deploy.importing import Columns, FileError, Refusal, read
 from schemas.events import RecordSubmitted
-from schemas.identity import partition_of
+from schemas.identity import partition_of, subject_of_record
 from schemas.topics import BY_NAME
 from streams import kafka
 from streams.clickhouse import rows
@@ -32,6 +32,7 @@ def add(
     prompt_column: Annotated[str, typer.Option(help="column or field with the question")] = "prompt",
     completion_column: Annotated[str, typer.Option(help="column or field with the right answer")] = "completion",
     subject_column: Annotated[str, typer.Option(help="column or field that says whose words a row holds")] = "",
+    time_column: Annotated[str, typer.Option(help="column or field that says when; without it a row is old")] = "time",
     format: Format = Format.table,
 ) -> None:
     """Submit a file: JSONL with `messages` or `prompt`/`completion`, or CSV with named columns.
@@ -40,7 +41,7 @@ def add(
     """
     if model not in context.settings.models:
         raise CommandError(f"no model {model!r} is configured; known: {', '.join(context.settings.models)}")
-    columns = Columns(prompt_column, completion_column, subject_column)
+    columns = Columns(prompt_column, completion_column, subject_column, time_column)
     try:
         sent, refused = _submit(file, model, columns)
     except FileError as error:
@@ -83,7 +84,7 @@ def submit(client: Producer, record: RecordSubmitted, failed: list[str]) -> None
         if error is not None:
             failed.append(str(error))
 
-    partition = partition_of(record.subject_id, _PARTITIONS)
+    partition = partition_of(record.subject_id or subject_of_record(record.messages, record.prompt), _PARTITIONS)
     out = kafka.out(record, source="tuneloop", partition=partition, subject=record.model)
     kafka.produce(client, out, on_delivery)
 

@@ -1,9 +1,9 @@
 """Which rows of a batch are admitted, given the rows that committed shards hold already.
 
 In this order: the question, whose row it is and its side (`streams.prepare.questions`, `.people`); a record said again
-(its newest word counts); the same again by the same unit, exactly or nearly; where anybody may correct anybody, an older
-answer that comes late; more askers of a common question, whose rows stay without words. Which of several answers stands
-is a job's to say (`streams.words`): it sees all of them. The state is a pure function of rows that were committed:
+(its newest word counts); the same again by the same unit, exactly or nearly; where anybody may correct anybody, an
+older answer that comes late; more askers of a common question, whose rows stay without words. Which of several answers
+stands is a job's to say (`streams.words`): it sees all of them. The state is a pure function of committed rows:
 `remember` rebuilds it, then without those that were erased since.
 """
 

@@ -1,7 +1,8 @@
 """Masks in answers: what a customer is told may hold the company's own address, which is taught as it is.
 
-What a model's policy names in `own_contacts` is never masked in an answer. Anything else is, and its keyed hash is kept,
-so that a string that many were given can be recognised (`streams.prepare.masks`). Cards, account numbers and keys always.
+What a model's policy names in `own_contacts` is never masked in an answer. Anything else is, and its keyed hash is
+kept, so that a string that many were given can be recognised (`streams.prepare.masks`). Cards, account numbers and keys
+always are.
 """
 
 from __future__ import annotations

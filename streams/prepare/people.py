@@ -75,6 +75,8 @@ class People:
 
     def _unit_of(self, row: Row) -> str:
         subject, conversation = row["subject_id"], row["conversation_id"]
+        if conversation == row["inference_id"]:  # an answer is no conversation
+            conversation = ""
         if row["named"]:
             shared = self._shared and subject_key(self._key, row["model"], subject) in self._shared
             if not shared or (conversation and self._begun[_conversation(row)]):

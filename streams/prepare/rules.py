@@ -126,7 +126,8 @@ def _row(
     row = {
         "record_id": event.record_id or envelope.id,
         "subject_id": subject,
-        "named": bool(event.subject_id),
+        # The gateway names the answer itself where whoever asked said nothing of themselves.
+        "named": event.subject_id not in ("", event.inference_id),
         "unit": "",
         "conversation_id": event.conversation_id,
         "inference_id": event.inference_id,
@@ -148,7 +149,8 @@ def _row(
         "input_hash": content_hash(event.model, event.kind, context),
         "minhash": signature(question),
         "answer_masks": said.masks,
-        "submitted_ms": envelope.time_ms,
+        "submitted_ms": event.said_ms if by_import and event.said_ms else envelope.time_ms,
+        "dated": not by_import or event.said_ms > 0,
     }
     judges = event.kind == "sft" and not made_up and event.sampled in FAIRLY_CHOSEN
     row |= _answered(event, context, said.masked) | {"judges": judges and not said.any_masked}

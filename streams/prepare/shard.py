@@ -53,7 +53,7 @@ def table_of(facts: Sequence[Mapping[str, Any]], rows: pa.Table) -> pa.Table:
         (row,) = kept.slice(number, 1).to_pylist()
         row |= {name: fact[name] for name in SHARD_SCHEMA.names if name in fact}
         if row["kind"] == "asked":
-            row |= {name: None for name in WORDS}
+            row |= dict.fromkeys(WORDS)
         elif fact.get("opened"):
             row |= fact["open"]
         changed.append(row)

@@ -26,6 +26,7 @@ from schemas.shards import SHARD_SCHEMA
 from streams.prepare import pii, rules
 from streams.prepare.admit import Admission
 from streams.prepare.rules import Dropped, prepare
+from streams.prepare.shard import table_of
 from tests.bench import load
 from tests.ids import SPLIT_KEY
 

@@ -40,7 +40,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
         ],
         completion="refund_not_showing_up", record_id=f"sft-{_INFERENCE}", subject_id="customer-4711",
         conversation_id="ticket-90210", inference_id=_INFERENCE, origin="feedback", label=False, task="topics",
-        labels={"shop": "de"}, sampled="all", author="agent-7", source_record="sft-of-before", import_id="import-12",
+        labels={"shop": "de"}, sampled="all", author="agent-7", said_ms=1_763_690_000_000, source_record="sft-of-before", import_id="import-12",
         tools='[{"type":"function","function":{"name":"refund_of"}}]',
     ),
     e.ShardWritten(

@@ -53,7 +53,7 @@ def stored(question: str, answer: str, *, at: int = 0, **fields: Any) -> dict[st
         "record_id": one.record_id, "kind": "sft", "split": "train", "completion": answer, "submitted_ms": at,
         "messages": [{"role": "user", "content": question}], "partition": 0, "offset": at, "unit": one.unit,
         "question": one.question, "input_hash": one.fact, "answer_hash": one.answer, "judges": True, "origin": "import",
-        "minhash": one.minhash,
+        "minhash": one.minhash, "dated": True,
     }  # fmt: skip
     return {**values, **fields}
 

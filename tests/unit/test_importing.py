@@ -56,7 +56,7 @@ def test_each_form_of_a_supervised_example(tmp_path: Path, row: dict[str, Any]) 
     (record,) = records(jsonl(tmp_path, row))
     assert (record.model, record.kind, record.origin) == ("support", "sft", "import")
     assert (turns(record), record.completion, record.label) == ([USER], "There.", None)
-    assert record.subject_id.startswith("prompt-") and record.record_id.startswith("import-")
+    assert (record.subject_id, record.said_ms) == ("", 0) and record.record_id.startswith("import-")
 
 
 def test_forms_of_one_example_are_one_record(tmp_path: Path) -> None:
@@ -189,3 +189,24 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: str | No
 def test_a_subject_column_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"no column 'who'.*--subject-column"):
         list(read(table(tmp_path, "prompt,completion\na,b\n"), "support", Columns(subject="who")))
+
+
+TIMES = {
+    "2026-11-21T08:00:00Z": 1_795_248_000_000, "2026-11-21": 1_795_219_200_000, 1_795_248_000: 1_795_248_000_000,
+    "2026-11-21 09:00:00+01:00": 1_795_248_000_000, "1795248000.5": 1_795_248_000_500, "": 0, None: 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", TIMES)
+def test_a_row_is_as_old_as_its_time_column_says(tmp_path: Path, said: Any) -> None:
+    (record,) = records(jsonl(tmp_path, {"prompt": "Where?", "completion": "There.", "time": said}))
+    assert record.said_ms == TIMES[said]
+    (named,) = records(jsonl(tmp_path, {"prompt": "Where?", "completion": "There.", "at": said}), Columns(time="at"))
+    assert named == record
+
+
+@pytest.mark.parametrize("said", ["yesterday", "2026-13-40", [1], "9" * 400, True])
+def test_what_is_no_time_is_refused_by_name(tmp_path: Path, said: Any) -> None:
+    row = {"prompt": "Where?", "completion": "There.", "time": said}
+    (found,) = read(jsonl(tmp_path, row), "support", Columns())
+    assert isinstance(found, Refusal) and found.field == "time" and "2026-11-21" in found.expected

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pyarrow as pa
+
 from schemas.identity import split_of
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
@@ -136,7 +137,7 @@ def test_near_copies_are_one_question_whoever_asks_and_whatever_stands_before() 
 
 def test_what_no_person_said_counts_for_nobody() -> None:
     made = [row(LONG, "parcel", at=n, origin="synthetic", record_id=f"m{n}", source_record=f"r{n}") for n in range(40)]
-    state, kept, _ = play([*made, *askers(FEW - 1, start=100)])
+    _, kept, _ = play([*made, *askers(FEW - 1, start=100)])
     assert {r["kind"] for r in kept} == {"sft"}
     assert {r["unit"] for r in kept if r["origin"] == "synthetic"} == {""}
 

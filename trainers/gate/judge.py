@@ -186,7 +186,8 @@ def _askable(engine: Engine, tests: Sequence[Tested], max_tokens: int) -> tuple[
         except PromptError as error:
             refused.append(str(error))
             log.warning("a row of the hold-out is left out: %s", error)
-    return asked, [f"{len(refused)} of {len(tests)} test rows cannot be asked, the first: {refused[0]}"] if refused else []
+    said = f"{len(refused)} of {len(tests)} test rows cannot be asked, the first: "
+    return asked, [said + refused[0]] if refused else []
 
 
 def _right(engine: Engine, adapter: str | None, rows: Sequence[Tested], max_tokens: int) -> np.ndarray:

@@ -34,8 +34,9 @@ def parted(
     (both Unix ms; 0 = not known, or no champion: then all rows are recent).
     """
     since = changed_ms if reason == "drift" and changed_ms else newest_row_ms
-    recent = tuple(one for one in tests if one.row.said_ms > since)
-    older = tuple(one for one in tests if one.row.said_ms <= since)
+    recent = tuple(one for one in tests if not since or (one.row.dated and one.row.said_ms > since))
+    late = set(map(id, recent))
+    older = tuple(one for one in tests if id(one) not in late)
     better = reason not in NO_BETTER_NEEDED and accept != NO_WORSE
     parts = [Part("recent", recent, better), Part("older", older, False)]
     return [part for part in parts if part.rows or part.better]

@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.record_submitted
     `source_record` String,
     `sampled` String,
     `author` String,
+    `said_ms` Int64,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
