@@ -31,7 +31,7 @@ def wild_bound(gains: Gains, confidence: float, resamples: int, seed: int) -> fl
         return -1.0
     if np.max(np.abs(gains.sums - gains.mean * gains.shares)) <= 1e-12:
         return gains.mean  # nothing varies
-    draws = min(MOST_RESAMPLES, max(resamples, math.ceil(10.0 / alpha)))
+    draws = min(MOST_RESAMPLES, max(resamples, math.ceil(5.0 / alpha)))
     sums, shares = gains.sums, gains.shares
     columns = np.stack([sums, shares, sums * shares, shares**2], axis=1)
     flipped, total = _flipped(columns, draws, seed), columns.sum(axis=0)
