@@ -131,6 +131,12 @@ def test_a_refusal_for_want_of_rows_says_how_many_would_do() -> None:
     assert found.reason.endswith(f"an equal model may fail, {found.n_planned} would show it")
 
 
+def test_a_handful_of_rows_at_an_extreme_confidence_bounds_nothing() -> None:
+    found = non_inferiority([1, 1, 0], [0, 1, 0], units=[0, 0, 1], margin=0.05, confidence=1 - 1e-7)
+    assert found.bound == -1.0 and not found.passed
+    assert superiority([0] * 5, [1] * 5, units=[7] * 5, seed=0).bound == -1.0
+
+
 # --- weights
 
 

@@ -121,7 +121,10 @@ def tango_bound(n: float, wins: float, losses: float, quantile: float) -> float:
     def excess(difference: float) -> float:
         return tango_score(difference, n, wins * n, losses * n) - quantile
 
-    return float(optimize.brentq(excess, -1.0 + 1e-12, wins - losses))
+    lowest = -1.0 + 1e-12
+    if excess(lowest) <= 0.0:  # a handful of pairs at an extreme confidence bounds nothing
+        return -1.0
+    return float(optimize.brentq(excess, lowest, wins - losses))
 
 
 def tango_score(difference: float, n: float, wins: float, losses: float) -> float:
