@@ -65,7 +65,7 @@ def test_a_loss_of_the_whole_margin_seldom_clears_the_bound(
     units: int, heaviest: float, discordance: float, margin: float, copied: bool
 ) -> None:
     found = promotions.rate(
-        layout(units, 10, heaviest=heaviest), lambda answers: promotions.no_worse(answers, margin).bound > -margin,
+        layout(units, 10, heaviest=heaviest), lambda answers: promotions.cleared(answers, margin),
         gain=-margin, discordance=discordance, runs=RUNS, copied=copied,
     )  # fmt: skip
     assert found <= (0.06 if units == 50 else 0.08) + (NOISE if discordance == margin else 0.0)
