@@ -48,6 +48,11 @@ def no_worse(answers: Answers, margin: float) -> Comparison:
     return non_inferiority(champion, candidate, units=units, margin=margin)
 
 
+def cleared(answers: Answers, margin: float) -> bool:
+    """Is non-inferiority's bound above the margin, whether or not there are rows enough to judge?"""
+    return no_worse(answers, margin).bound > -margin
+
+
 def promotion_rate_50x10() -> Iterator[Measured]:
     """Equal candidates promoted, and losses of the whole margin let pass, with 10 rows of each of 50 people."""
     yield from _promotion_rate(50, 0.06)
@@ -64,10 +69,15 @@ def _promotion_rate(units: int, asked: float) -> Iterator[Measured]:
     yield Measured(rate(equal, better, copied=True), f"<= {asked}", "repeated answers")
     yield Measured(rate(uneven, better), "<= 0.08", "one person with 30% of the rows")
     yield Measured(rate(equal, better_by_rows, runs=1000), None, "if every row counted as another person's")
-    for margin in (0.05, 0.15):
-        for sizes, limit, words in ((equal, asked, ""), (uneven, 0.08, ", one person with 30% of the rows")):
-            lost = rate(sizes, lambda a, m=margin: no_worse(a, m).bound > -m, gain=-margin)  # type: ignore[misc]
-            yield Measured(lost, f"<= {limit}", f"a loss of the whole margin {margin} passes{words}")
+    for margin, discordance, sizes, limit, words in (
+        (0.05, DISCORDANCE, equal, asked, ""),
+        (0.05, DISCORDANCE, uneven, 0.08, ", one person with 30% of the rows"),
+        (0.15, DISCORDANCE, equal, asked, ""),
+        (0.15, DISCORDANCE, uneven, 0.08, ", one person with 30% of the rows"),
+        (0.15, 0.15, equal, asked, ", every disagreement a loss"),
+    ):
+        lost = rate(sizes, lambda a, m=margin: cleared(a, m), gain=-margin, discordance=discordance)  # type: ignore[misc]
+        yield Measured(lost, f"<= {limit}", f"a loss of the whole margin {margin} clears the bound{words}")
 
 
 def pass_rate_200x5() -> Iterator[Measured]:

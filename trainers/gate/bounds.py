@@ -31,7 +31,7 @@ def wild_bound(gains: Gains, confidence: float, resamples: int, seed: int) -> fl
         return -1.0
     if np.max(np.abs(gains.sums - gains.mean * gains.shares)) <= 1e-12:
         return gains.mean  # nothing varies
-    draws = min(MOST_RESAMPLES, max(resamples, math.ceil(10.0 / alpha)))
+    draws = min(MOST_RESAMPLES, max(resamples, math.ceil(5.0 / alpha)))
     sums, shares = gains.sums, gains.shares
     columns = np.stack([sums, shares, sums * shares, shares**2], axis=1)
     flipped, total = _flipped(columns, draws, seed), columns.sum(axis=0)
@@ -121,7 +121,10 @@ def tango_bound(n: float, wins: float, losses: float, quantile: float) -> float:
     def excess(difference: float) -> float:
         return tango_score(difference, n, wins * n, losses * n) - quantile
 
-    return float(optimize.brentq(excess, -1.0 + 1e-12, wins - losses))
+    lowest = -1.0 + 1e-12
+    if excess(lowest) <= 0.0:  # a handful of pairs at an extreme confidence bounds nothing
+        return -1.0
+    return float(optimize.brentq(excess, lowest, wins - losses))
 
 
 def tango_score(difference: float, n: float, wins: float, losses: float) -> float:
