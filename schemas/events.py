@@ -111,7 +111,8 @@ class RecordSubmitted(Event, frozen=True, kw_only=True):
 class ShardWritten(Event, frozen=True, kw_only=True):
     """A Parquet shard of prepared rows is stored; written in one transaction with the offsets it covers.
 
-    `dropped` counts records that made no row, by reason; `contradictions` the rows that answer an earlier row's
+    `rows_by_split` counts the SFT rows that people said, `units_by_split` whose they are. `dropped` counts records that
+    made no row, by reason; `contradictions` the rows that answer an earlier row's
     question differently, `asked` those that keep no words (one more person asked a common question); `augmented` the
     rows that were made from others. A shard that was rewritten to forget somebody is said again under its own id:
     `erased` rows fewer, the digest before it in `replaces`.
@@ -124,6 +125,7 @@ class ShardWritten(Event, frozen=True, kw_only=True):
     rows: int
     rows_by_kind: dict[str, int]
     rows_by_split: dict[str, int]
+    units_by_split: dict[str, int] = {}
     rows_by_class: dict[str, int] = {}
     dropped: dict[str, int]
     masked: dict[str, int] = {}

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.policy import ModelPolicy
+from streams.planning import LEAST_UNITS, plan
 
 DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
+class HeldRows:
+    """Test rows, and whose they are: at most so many units, for a unit counts once for each shard that it is in."""
+
+    rows: int
+    units: int
+
+    def __add__(self, other: HeldRows) -> HeldRows:
+        return HeldRows(self.rows + other.rows, self.units + other.units)
+
+
+@dataclass(frozen=True)
 class Situation:
-    """What stands about one model. Times are Unix time in ms; 0 = never. Jobs that were void count for nothing."""
+    """What stands about one model. Times are Unix time in ms; 0 = never. Jobs that were void count for nothing.
+
+    `recent` and `older` are the test rows said since what the job is about, and before.
+    """
 
     champion: int
     new_examples: int
@@ -19,6 +34,8 @@ class Situation:
     last_job_ms: int
     jobs_last_day: int
     base_known: bool
+    recent: HeldRows = field(default_factory=lambda: HeldRows(0, 0))
+    older: HeldRows = field(default_factory=lambda: HeldRows(0, 0))
 
 
 def needed(situation: Situation, policy: ModelPolicy) -> int:
@@ -27,11 +44,13 @@ def needed(situation: Situation, policy: ModelPolicy) -> int:
 
 
 def waits_for(
-    situation: Situation, policy: ModelPolicy, now_ms: int, *, needs_new: bool = True, earned: bool = False
-) -> dict[str, str]:
+    situation: Situation, policy: ModelPolicy, now_ms: int, *, needs_new: bool = True, earned: bool = False,
+    better: bool = True,
+) -> dict[str, str]:  # fmt: skip
     """The unmet conditions of a job, each with its numbers; empty = it may start.
 
-    `earned`: it has been let start before, and was void.
+    `earned`: it has been let start before, and was void. `better`: its candidate must be better on recent rows, not
+    only no worse on all.
     """
     unmet: dict[str, str] = {}
     least = needed(situation, policy)
@@ -44,6 +63,32 @@ def waits_for(
         unmet["budget"] = f"{situation.jobs_last_day} of {policy.max_jobs_per_day} jobs in 24 h used"
     if situation.job_in_flight:
         unmet["running job"] = situation.job_in_flight
+    if (missing := missing_tests(situation, policy, better)) and not earned:
+        unmet["test rows"] = missing
     if not situation.base_known:
         unmet["base"] = f"{policy.base} is not registered yet"
     return unmet
+
+
+def missing_tests(situation: Situation, policy: ModelPolicy, better: bool) -> str:
+    """What the gate would lack, in words; "" for nothing: no job is asked for whose candidate cannot be judged."""
+    recent, everything = situation.recent, situation.recent + situation.older
+    if better:
+        rows, people = policy.min_holdout_examples - recent.rows, LEAST_UNITS - recent.units
+        if rows > 0 or people > 0:
+            said = "since the change or the last training" if situation.champion else "so far"
+            return (
+                f"{recent.rows} of {policy.min_holdout_examples} needed, of {recent.units} of {LEAST_UNITS} people, "
+                f"{said}; about one row in {_one_in(policy)} is one"
+            )
+    if not situation.champion:
+        return ""
+    planned = plan(
+        everything.rows, everything.units, margin=policy.max_retention_loss, confidence=policy.confidence,
+        minimum_n=policy.min_holdout_examples, small_data=policy.small_data,
+    )
+    return "" if planned.enough else planned.words
+
+
+def _one_in(policy: ModelPolicy) -> str:
+    return f"{1 / policy.test_share:.0f}" if policy.test_share else "none (test_share is 0)"

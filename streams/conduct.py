@@ -53,6 +53,13 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     drift_id: str = ""
     from_base: bool = False
     void_before: int = 0
+    changed_at: int = 0
+    accept: str = ""
+
+    @property
+    def better(self) -> bool:
+        """Whether its candidate must be better than what serves, not only no worse."""
+        return self.reason not in ("age", "erasure") and self.accept != "no worse"
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Requested:
 
 
 def initial_wish(model: str, first_shards: list[str]) -> Wish:
-    return Wish(reason="initial", because="initial-" + content_hash(model, first_shards[:1]), asked_ms=0)
+    return Wish(reason="initial", because="initial-" + content_hash(model, first_shards), asked_ms=0)
 
 
 def again(facts: Facts, answered: Collection[str]) -> Wish | None:
@@ -75,7 +82,8 @@ def again(facts: Facts, answered: Collection[str]) -> Wish | None:
         return None
     return Wish(
         reason=job.reason, because=job.because, asked_ms=job.ts_ms, correlation_id=job.correlation_id,
-        drift_id=job.drift_id, from_base=job.from_base, void_before=job.void_before + 1,
+        drift_id=job.drift_id, from_base=job.from_base, void_before=job.void_before + 1, changed_at=job.changed_at,
+        accept=job.accept,
     )
 
 
@@ -100,7 +108,7 @@ def request(model: str, policy: ModelPolicy, wish: Wish, facts: Facts, store: Ar
         base_digest=facts.base.digest, parent_version=parent.version if parent else 0,
         parent_path=parent.path if parent else "", parent_digest=parent.digest if parent else "",
         new_data=new_data, replay_data=replay_data, drift_id=wish.drift_id, recipe=policy.recipe,
-        void_before=wish.void_before,
+        void_before=wish.void_before, changed_at=wish.changed_at, accept=wish.accept,
     )
 
 
@@ -131,10 +139,12 @@ class Conductor:
         self._budget.count(refused=False)
         if isinstance(fact, DriftDetected):
             self._open(fact.model, Wish(reason="drift", because=fact.drift_id, asked_ms=envelope.time_ms,
-                                        correlation_id=envelope.correlation_id, drift_id=fact.drift_id))
+                                        correlation_id=envelope.correlation_id, drift_id=fact.drift_id,
+                                        changed_at=fact.changed_at))
         elif isinstance(fact, TrainingRequested):
-            self._open(fact.model, Wish(reason="person", because=envelope.id, asked_ms=envelope.time_ms,
-                                        correlation_id=envelope.id, from_base=fact.from_base))
+            reason = "erasure" if envelope.source == "register" else "person"
+            self._open(fact.model, Wish(reason=reason, because=envelope.id, asked_ms=envelope.time_ms,
+                                        correlation_id=envelope.id, from_base=fact.from_base, accept=fact.accept))
 
     def _open(self, model: str, wish: Wish) -> None:
         known = self._current(model, wish.from_base)
@@ -163,6 +173,8 @@ class Conductor:
             wish = initial_wish(model, [facts.new[0].ref.shard_id, str(facts.situation.last_job_ms)])
         if wish is None or wish.because in answered:
             return
+        if wish.changed_at:  # what is recent is what was said since then
+            facts = await asyncio.to_thread(self._knowledge.facts, model, policy, mine.at_ms, wish.changed_at)
         if unmet := self._unmet(facts, policy, wish):
             await self._defer(model, policy, wish, facts, unmet)
             return
@@ -175,7 +187,9 @@ class Conductor:
 
     def _unmet(self, facts: Facts, policy: ModelPolicy, wish: Wish) -> dict[str, str]:
         earned = wish.void_before > 0
-        return waits_for(facts.situation, policy, now_ms(), needs_new=not wish.from_base, earned=earned)
+        return waits_for(
+            facts.situation, policy, now_ms(), needs_new=not wish.from_base, earned=earned, better=wish.better
+        )
 
     async def _defer(self, model: str, policy: ModelPolicy, wish: Wish, facts: Facts, unmet: dict[str, str]) -> None:
         said_ms, said = self._deferred_at.get(wish.because, (0, {}))

@@ -18,17 +18,18 @@ from schemas.events import BaseRegistered, ShardRef, ShardSet, Version
 from schemas.policy import ModelPolicy
 from streams.artifacts import ArtifactStore, get_shard_set
 from streams.clickhouse import rows
-from streams.conditions import DAY_MS, Situation
+from streams.conditions import DAY_MS, HeldRows, Situation
 
 
 @dataclass
 class KnownShard:
-    """A committed shard: its reference, its SFT training examples and when it was written (Unix ms)."""
+    """A committed shard: its reference, its SFT training examples, its test rows and when it was written (Unix ms)."""
 
     ref: ShardRef
     model: str
     examples: int
     ts_ms: int
+    tests: HeldRows = field(default_factory=lambda: HeldRows(0, 0))
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class KnownJob:
     from_base: bool
     void_before: int
     ts_ms: int
+    changed_at: int = 0
+    accept: str = ""
 
 
 @dataclass
@@ -80,8 +83,13 @@ class Knowledge:
         self._next_offset = 0
         self._lineage: dict[str, frozenset[str]] = {}
 
-    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int]) -> Facts:
-        """`requested` maps job ids that were asked for, but may not have landed yet, to their time (ms)."""
+    def facts(
+        self, model: str, policy: ModelPolicy, requested: dict[str, int], changed_ms: int = 0
+    ) -> Facts:
+        """`requested` maps job ids that were asked for, but may not have landed yet, to their time (ms).
+
+        Recent is what was prepared after `changed_ms`, when a drift began; without one, what the champion has not seen.
+        """
         self._read_shards()
         champion = self._champion(model)
         base = self._base(policy.base)
@@ -92,13 +100,19 @@ class Knowledge:
         requested = {job: at_ms for job, at_ms in requested.items() if job not in gone}
         last_job_ms = max([*jobs.values(), *(t for j, t in requested.items() if j not in jobs)], default=0)
         new = [shard for shard in mine if shard.ref.shard_id not in used]
+
+        def is_recent(shard: KnownShard) -> bool:
+            return shard.ts_ms > changed_ms if changed_ms else shard.ref.shard_id not in used
+
         situation = Situation(
             champion=champion.version if champion else 0,
-            new_examples=sum(shard.examples for shard in new if shard.ts_ms > last_job_ms),
+            new_examples=sum(shard.examples for shard in new if shard.ts_ms > max(last_job_ms, changed_ms)),
             job_in_flight=self._in_flight(model, requested, jobs),
             last_job_ms=last_job_ms,
             jobs_last_day=sum(t > now_ms() - DAY_MS for t in {**requested, **jobs}.values()),
             base_known=base is not None,
+            recent=sum((one.tests for one in mine if is_recent(one)), HeldRows(0, 0)),
+            older=sum((one.tests for one in mine if not is_recent(one)), HeldRows(0, 0)),
         )
         replay = [shard.ref for shard in mine if shard.ref.shard_id in used]
         answered = frozenset(job.because for job in known if job.job_id in jobs)
@@ -108,18 +122,22 @@ class Knowledge:
     def _read_shards(self) -> None:
         found = rows(
             self._client,
-            "SELECT model, shard_id, path, digest, rows, rows_by_split, toUnixTimestamp64Milli(ts) AS ts_ms, _offset "
+            "SELECT model, shard_id, path, digest, rows, rows_by_split, units_by_split, "
+            "toUnixTimestamp64Milli(ts) AS ts_ms, _offset "
             "FROM tuneloop.shard_written FINAL WHERE _offset >= {start:Int64} ORDER BY _offset",
             start=self._next_offset,
         )
         for row in found:
             self._next_offset = row["_offset"] + 1
             ref = ShardRef(shard_id=row["shard_id"], path=row["path"], digest=row["digest"], rows=row["rows"])
-            examples = json.loads(row["rows_by_split"]).get("train", 0)
+            by_split = json.loads(row["rows_by_split"])
+            tests = HeldRows(by_split.get("test", 0), json.loads(row["units_by_split"]).get("test", 0))
             # Said again because somebody in it was forgotten, it is no newer for that.
             before = self._shards.get(ref.shard_id)
             written_ms = before.ts_ms if before else row["ts_ms"]
-            self._shards[ref.shard_id] = KnownShard(ref, row["model"], examples, written_ms)
+            self._shards[ref.shard_id] = KnownShard(
+                ref, row["model"], by_split.get("train", 0), written_ms, tests
+            )
 
     def _champion(self, model: str) -> Version | None:
         found = rows(
@@ -155,8 +173,9 @@ class Knowledge:
     def _jobs(self, model: str) -> list[KnownJob]:
         found = rows(
             self._client,
-            "SELECT job_id, causation_id AS because, correlation_id, reason, drift_id, "
-            "reason = 'person' AND parent_version = 0 AS from_base, void_before, toUnixTimestamp64Milli(ts) AS ts_ms "
+            "SELECT job_id, causation_id AS because, correlation_id, reason, drift_id, changed_at, accept, "
+            "reason IN ('person', 'erasure') AND parent_version = 0 AS from_base, void_before, "
+            "toUnixTimestamp64Milli(ts) AS ts_ms "
             "FROM tuneloop.job_requested FINAL WHERE model = {model:String} ORDER BY ts_ms",
             model=model,
         )

@@ -149,7 +149,7 @@ def _row(values: dict[str, Any], new: bool) -> Row:
 
 
 @dataclass(frozen=True)
-class Tested:
+class JudgingRow:
     """A row that judges: how many test units' askers it stands for, and whether its question is a common one."""
 
     row: Row
@@ -157,7 +157,7 @@ class Tested:
     common: bool
 
 
-def judging_rows(rows: Rows, most: int = 2_000) -> list[Tested]:
+def judging_rows(rows: Rows, most: int = 2_000) -> list[JudgingRow]:
     """The rows that judge, at most `most`, chosen by hash so that the choice stays the same as data grows.
 
     Contested ones do not, nor what was picked, made up or masked. Of a common question each later asker of the test
@@ -170,7 +170,7 @@ def judging_rows(rows: Rows, most: int = 2_000) -> list[Tested]:
     found = []
     for row in chosen:
         said = row.question, row.answer
-        found.append(Tested(row, 1 + later[said] / standing_for[said], row.question in common))
+        found.append(JudgingRow(row, 1 + later[said] / standing_for[said], row.question in common))
     if len(found) > most:
         found = sorted(found, key=lambda one: (one.row.question, one.row.fact, one.row.unit))[:most]
     return found

@@ -73,6 +73,7 @@ def counted(rows: pa.Table) -> dict[str, Any]:
     sft = rows.filter(pc.and_(pc.equal(rows.column("kind"), "sft"), said))
     answers = sft.filter(pc.less_equal(pc.utf8_length(sft.column("completion")), LONGEST_CLASS))
     short = list(zip(answers.column("completion").to_pylist(), answers.column("subject_id").to_pylist(), strict=True))
+    whose = set(zip(sft.column("split").to_pylist(), sft.column("unit").to_pylist(), strict=True))
     subjects = Counter(answer for answer, _ in set(short))
     classes = Counter(answer for answer, _ in short if subjects[answer] >= FEWEST_SUBJECTS)
     return {
@@ -80,5 +81,6 @@ def counted(rows: pa.Table) -> dict[str, Any]:
         "rows_by_kind": dict(Counter(kinds)),
         "asked": kinds.count("asked"),
         "rows_by_split": dict(Counter(sft.column("split").to_pylist())),
+        "units_by_split": dict(Counter(split for split, _ in whose)),
         "rows_by_class": dict(classes) if len(classes) <= MOST_CLASSES else {},
     }

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import to_builtins
 
 from schemas.policy import ModelPolicy
-from streams.conditions import Situation, needed, waits_for
+from streams.conditions import HeldRows, Situation, needed, waits_for
 
 POLICY = ModelPolicy(min_initial_examples=100, min_new_examples=40, cooldown_s=60.0, max_jobs_per_day=3)
 NOW = 1_763_700_000_000
 READY = Situation(
-    champion=1, new_examples=40, job_in_flight="", last_job_ms=NOW - 60_000, jobs_last_day=2, base_known=True
+    champion=1, new_examples=40, job_in_flight="", last_job_ms=NOW - 60_000, jobs_last_day=2, base_known=True,
+    recent=HeldRows(50, 20), older=HeldRows(71, 5),
 )
 
 
@@ -39,7 +41,7 @@ def test_everything_that_is_unmet_is_said_at_once() -> None:
     worst = Situation(
         champion=0, new_examples=0, job_in_flight="job-1", last_job_ms=NOW, jobs_last_day=9, base_known=False
     )
-    assert set(waits_for(worst, POLICY, NOW)) == {"new examples", "cooldown", "budget", "running job", "base"}
+    assert set(waits_for(worst, POLICY, NOW)) == {"new examples", "cooldown", "budget", "running job", "test rows", "base"}
 
 
 def test_the_first_job_has_its_own_measure_and_no_cooldown() -> None:
@@ -52,3 +54,29 @@ def test_what_was_void_waits_for_no_more_than_its_turn() -> None:
     worst = Situation(champion=1, new_examples=0, job_in_flight="", last_job_ms=NOW, jobs_last_day=9, base_known=True)
     assert waits_for(worst, POLICY, NOW, earned=True) == {}
     assert set(waits_for(replace(worst, job_in_flight="job-1", base_known=False), POLICY, NOW, earned=True)) == {"running job", "base"}
+
+
+@pytest.mark.parametrize(
+    ("champion", "recent", "older", "better", "said"),
+    [
+        (1, HeldRows(49, 20), HeldRows(500, 90), True, "49 of 50 needed, of 20 of 20 people"),
+        (1, HeldRows(50, 19), HeldRows(500, 90), True, "50 of 50 needed, of 19 of 20 people"),
+        (0, HeldRows(49, 30), HeldRows(0, 0), True, "so far"),
+        (0, HeldRows(50, 20), HeldRows(0, 0), True, ""),
+        (1, HeldRows(0, 0), HeldRows(500, 90), False, ""),
+        (1, HeldRows(60, 30), HeldRows(0, 0), False, "60 test rows of 30 people: 61 test rows missing"),
+        (1, HeldRows(200, 10), HeldRows(0, 0), False, "rows of 10 more people missing"),
+    ],
+)
+def test_no_job_is_asked_for_whose_candidate_cannot_be_judged(
+    champion: int, recent: HeldRows, older: HeldRows, better: bool, said: str
+) -> None:
+    found = waits_for(replace(READY, champion=champion, recent=recent, older=older, new_examples=100), POLICY, NOW, better=better)
+    assert (found.keys() == {"test rows"} and said in found["test rows"]) if said else found == {}
+
+
+def test_who_waits_rather_than_widens_needs_more() -> None:
+    situation = replace(READY, recent=HeldRows(300, 60))
+    assert waits_for(situation, POLICY, NOW) == {}
+    wait = ModelPolicy(**{**to_builtins(POLICY), "small_data": "wait"})
+    assert "missing" in waits_for(situation, wait, NOW)["test rows"]

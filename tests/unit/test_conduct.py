@@ -12,12 +12,14 @@ from schemas.events import BaseRegistered, DriftDetected, JobRequested, ShardRef
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.artifacts import ArtifactStore
-from streams.conditions import Situation
+from streams.conditions import HeldRows, Situation
 from streams.conduct import Conductor
 from streams.kafka import Out, Record
 from streams.situation import Facts, KnownJob, KnownShard
 from tests.broker import landed
 from tests.examples import example
+
+ENOUGH = HeldRows(500, 50)
 
 
 class Known:
@@ -29,9 +31,9 @@ class Known:
         self.answered: frozenset[str] = frozenset()
         self.unearned = False
 
-    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int]) -> Facts:
+    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int], changed_ms: int = 0) -> Facts:
         shard = KnownShard(ShardRef(shard_id="s", path="shards/s", digest="0" * 64, rows=9), model, 10_000, 1)
-        situation = Situation(1, 10_000, "" if self.free else "a job", 0, 0, base_known=True)
+        situation = Situation(1, 10_000, "" if self.free else "a job", 0, 0, base_known=True, recent=ENOUGH)
         if self.unearned:
             situation = replace(situation, new_examples=0, last_job_ms=now_ms(), jobs_last_day=99)
         return Facts(situation, None, example(BaseRegistered, "b"), [shard], [], self.answered, self.void)

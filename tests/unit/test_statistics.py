@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.gate.planning import required_n
+from streams.planning import required_n
 from trainers.gate.statistics import Comparison, non_inferiority, superiority
 
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from streams.planning import Plan, attempt_confidence, needed_rows, plan, required_n, shown_margin
 from tests.paired import correlated, layout
-from trainers.gate.planning import Plan, attempt_confidence, needed_rows, plan, required_n, shown_margin
 from trainers.gate.statistics import non_inferiority, superiority
 
 

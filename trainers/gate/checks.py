@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from schemas.events import Check
 from schemas.policy import ModelPolicy
+from streams.planning import Plan, attempt_confidence, plan
 from trainers.gate.classes import class_check
 from trainers.gate.clusters import Labels, clusters, count
 from trainers.gate.parts import Part
-from trainers.gate.planning import Plan, attempt_confidence, plan
 from trainers.gate.statistics import non_inferiority, superiority
-from trainers.rows import Tested
+from trainers.rows import JudgingRow
 
 Scores = NDArray[np.float64]
 # A row's weight is never changed by more than this, however seldom live answers are right.
@@ -35,7 +35,7 @@ class Judged:
     `anchor_name` says which version the anchor is, `live` how often the champion's answers are right (None: not known).
     """
 
-    tests: Sequence[Tested]
+    tests: Sequence[JudgingRow]
     champion: Scores
     candidate: Scores
     anchor: Scores
@@ -95,7 +95,7 @@ class Checks:
                 checks.append(self._retained(f"{name} {kind}", some))
         return checks
 
-    def _retained(self, name: str, rows: Sequence[Tested]) -> Check:
+    def _retained(self, name: str, rows: Sequence[JudgingRow]) -> Check:
         at, planned = self._at(rows), self._plan(rows)
         done = non_inferiority(
             self._judged.anchor[at], self._judged.candidate[at], units=self._labels[at], weights=self._weights[at],
@@ -108,14 +108,14 @@ class Checks:
             return _with_reason(check, f"{check.reason}; {planned.words}")
         return check
 
-    def _plan(self, rows: Sequence[Tested]) -> Plan:
+    def _plan(self, rows: Sequence[JudgingRow]) -> Plan:
         policy = self._policy
         return plan(
             len(rows), count(self._labels[self._at(rows)]) if rows else 0, margin=policy.max_retention_loss,
             confidence=policy.confidence, minimum_n=policy.min_holdout_examples, small_data=policy.small_data,
         )
 
-    def _at(self, rows: Sequence[Tested]) -> NDArray[np.int64]:
+    def _at(self, rows: Sequence[JudgingRow]) -> NDArray[np.int64]:
         return np.array([self._place[id(one)] for one in rows], dtype=np.int64)
 
     def _about(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEAST_UNITS = 20  # people, or conversations where people are fewer, under which nothing is judged
+from streams.planning import LEAST_UNITS
+
 # Before enough people have shown how alike their rows are: this much, as if this many had shown it.
 PRIOR_CORRELATION, PRIOR_UNITS = 0.3, 20
 

@@ -25,7 +25,7 @@ from trainers.gate.checks import Checks, Judged
 from trainers.gate.known import unknown_because
 from trainers.gate.parts import parted
 from trainers.row_files import places, put_table
-from trainers.rows import TRAINED_KINDS, Rows, Tested, judging_rows, read_rows
+from trainers.rows import TRAINED_KINDS, JudgingRow, Rows, judging_rows, read_rows
 
 Report = Callable[[dict[str, Any]], None]
 BATCH = 32
@@ -176,7 +176,7 @@ def _load(
     return "champion", "candidate", "anchor"
 
 
-def _askable(engine: Engine, tests: Sequence[Tested], max_tokens: int) -> tuple[list[Tested], list[str]]:
+def _askable(engine: Engine, tests: Sequence[JudgingRow], max_tokens: int) -> tuple[list[JudgingRow], list[str]]:
     """The rows that the engine takes, and what is said of the others."""
     asked, refused = [], list[str]()
     for one in tests:
@@ -190,7 +190,7 @@ def _askable(engine: Engine, tests: Sequence[Tested], max_tokens: int) -> tuple[
     return asked, [said + refused[0]] if refused else []
 
 
-def _right(engine: Engine, adapter: str | None, rows: Sequence[Tested], max_tokens: int) -> np.ndarray:
+def _right(engine: Engine, adapter: str | None, rows: Sequence[JudgingRow], max_tokens: int) -> np.ndarray:
     """Which answers equal the expected one: 1 or 0, one per row."""
     asked = [_ask(engine, Request(one.row.messages, adapter=adapter, max_new_tokens=max_tokens)) for one in rows]
     answers = [ticket.result().text.strip() if ticket else None for ticket in asked]

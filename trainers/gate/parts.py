@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainers.rows import Tested
+from trainers.rows import JudgingRow
 
 # What a job was asked for that a candidate need not be better for.
 NO_BETTER_NEEDED = ("age", "erasure")
@@ -21,12 +21,12 @@ class Part:
     """Rows that are judged together: whether the candidate must be better on them, or only no worse."""
 
     name: str
-    rows: tuple[Tested, ...]
+    rows: tuple[JudgingRow, ...]
     better: bool
 
 
 def parted(
-    tests: Sequence[Tested], *, reason: str, accept: str = "", changed_ms: int = 0, newest_row_ms: int = 0
+    tests: Sequence[JudgingRow], *, reason: str, accept: str = "", changed_ms: int = 0, newest_row_ms: int = 0
 ) -> list[Part]:
     """Recent and older rows; a part without rows is left out, but never the one that must be better.
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from schemas.events import Check
+from streams.planning import DISCORDANCE_FLOOR, LEAST_UNITS, needed_rows, required_n
 from trainers.gate.bounds import clustered_bound, wild_bound
-from trainers.gate.clusters import LEAST_UNITS, Gains, group, labels_of, weights_of
-from trainers.gate.planning import DISCORDANCE_FLOOR, needed_rows, required_n
+from trainers.gate.clusters import Gains, group, labels_of, weights_of
 
 Units = Sequence[Any] | NDArray[Any] | None
 _NORMAL = NormalDist()

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from trainers.gate.clusters import LEAST_UNITS
-
 TARGET_POWER = 0.95
 DISCORDANCE_FLOOR = 0.10  # two models that seldom differ in a small sample may still differ in the next one
 WIDEST_MARGIN = 0.15
+LEAST_UNITS = 20  # people, or conversations where people are fewer, under which nothing is judged
 _NORMAL = NormalDist()
 
 
