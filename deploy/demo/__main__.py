@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy import settings as settings_module
 from deploy.cli.output import PlainConsole, fail
-from deploy.demo.questions import SECRET, DataError, Plan, desk_plan, folder_plan, split_of_row
+from deploy.demo.questions import SECRET, DataError, Plan, desk_plan, folder_plan
 from deploy.demo.stage import MODEL, DemoError, Stage
 from deploy.demo.story import play
 from deploy.local.errors import LocalPartError
@@ -17,13 +17,6 @@ from deploy.local.folders import keep_private
 from deploy.local.secret_files import write_secret
 from deploy.local.supervise import SupervisorError
 from schemas.policy import ModelPolicy
-
-# Shares of the training rows that must have arrived before a job may start.
-ENOUGH = 0.95
-# The desk's questions are hard for so small a base: versions disagree on a third of them, so that losing less than a
-# share of them takes as many hold-out questions to show as the desk has for this one.
-DESK_TEST_SHARE, DESK_RETENTION_LOSS = 0.20, 0.15
-FOLDER_TEST_SHARE, FOLDER_RETENTION_LOSS = 0.15, 0.10
 
 
 def main() -> int:
@@ -35,10 +28,7 @@ def main() -> int:
     arguments = parser.parse_args()
     keep_private()
     console = PlainConsole(stderr=True)
-    share, loss = DESK_TEST_SHARE, DESK_RETENTION_LOSS
-    if arguments.data:
-        share, loss = FOLDER_TEST_SHARE, FOLDER_RETENTION_LOSS
-    policy = ModelPolicy(test_share=share, max_retention_loss=loss, max_tokens=24, max_prompt_tokens=256)
+    policy = ModelPolicy(max_tokens=24, max_prompt_tokens=256)
     try:
         plan = desk_plan(policy)
         if arguments.data:
@@ -55,10 +45,7 @@ def main() -> int:
 
 
 def write_settings(plan: Plan, policy: ModelPolicy, out_dir: Path) -> Path:
-    """The settings file of this run: how much data each job asks for follows from the plan's sizes."""
-    train_share = 1 - policy.test_share - policy.validation_share
-    initial = [split_of_row(question, policy) for question in plan.curated].count("train")
-    fresh = int(ENOUGH * train_share * (len(plan.before) + len(plan.drifted)))
+    """The settings file of this run: the product's own defaults, but for what so small a base can read and write."""
     out_dir.mkdir(parents=True, exist_ok=True)
     path, secret = out_dir / "tuneloop.toml", out_dir.absolute() / "identity"
     secret.unlink(missing_ok=True)
@@ -67,19 +54,11 @@ def write_settings(plan: Plan, policy: ModelPolicy, out_dir: Path) -> Path:
         f"# Written by the demo for {plan.name}.\n"
         f'data_dir = "{(out_dir / "data").absolute()}"\n'
         f'identity_secret_file = "{secret}"\n'
-        "prepare_linger_s = 0.5\n"
         "serve_slots = 16\n\n"
         f"[models.{MODEL}]\n"
         'base = "pydoc-4m"\n'
-        'quality_metric = "correct"\n'
         f"max_tokens = {policy.max_tokens}\n"
         f"max_prompt_tokens = {policy.max_prompt_tokens}\n"
-        f"test_share = {policy.test_share}\n"
-        f"min_initial_examples = {initial}\n"
-        f"min_new_examples = {fresh}\n"
-        f"max_retention_loss = {policy.max_retention_loss}\n"
-        # Each question counts here, also one that is much like another.
-        "near_duplicate_similarity = 1.0\n"
     )
     return path
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.identity import normalise, split_key, split_of, subject_of_prompt
+from schemas.identity import normalise, question_of, split_key, split_of
 from schemas.policy import ModelPolicy
 
 DESK = Path(__file__).parent / "desk"
@@ -159,8 +159,8 @@ def _curate(rows: list[Question], policy: ModelPolicy, sizes: Sizes) -> tuple[li
 
 def split_of_row(row: Question, policy: ModelPolicy) -> str:
     """The split that the demo's system puts an imported row into."""
-    key = split_key(SECRET.encode())
-    return split_of(subject_of_prompt(row.text), key, policy.validation_share, policy.test_share)
+    unit = f"question-{question_of(row.text)}"  # nobody says whose an imported row is
+    return split_of(unit, split_key(SECRET.encode()), policy.validation_share, policy.test_share)
 
 
 def _halves(old: list[Question], new: list[Question], count: int, dice: random.Random) -> tuple[Question, ...]:

@@ -7,6 +7,7 @@ watches what the consumers do on their own.
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -177,10 +178,11 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
     """Ask until a job was asked for: nobody but the system decides when that is."""
     stage.shift_ms = int(time.time() * 1000)
     stage.say(f"new intents take over half the traffic: {', '.join(stage.plan.new[:3])}, …", "bold")
-    seen = {"drift": False}
+    seen: dict[str, Any] = {"drift": False, "waits": set()}
 
     def enough() -> bool:
         found = figures.moments(client, MODEL)
+        _say_what_it_waits_for(stage, client, seen)
         if "drift" in found and not seen["drift"]:
             seen["drift"] = True
             row = rows(client, "SELECT baseline, current FROM tuneloop.drift_detected LIMIT 1")[0]
@@ -196,6 +198,15 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
         waits = rows(client, "SELECT waits_for FROM tuneloop.job_deferred ORDER BY ts DESC LIMIT 1")
         raise DemoError(f"{error} (the drift waits for {waits})") from error
     stage.say("enough new examples: a job was asked for; a candidate is trained while the desk goes on serving")
+
+
+def _say_what_it_waits_for(stage: Stage, client: Client, seen: dict[str, Any]) -> None:
+    """Each thing that a job waits for once, as the system says it."""
+    for row in rows(client, "SELECT waits_for FROM tuneloop.job_deferred ORDER BY ts DESC LIMIT 1"):
+        for what, how in json.loads(row["waits_for"]).items():
+            if what not in seen["waits"]:
+                seen["waits"].add(what)
+                stage.say(f"a job waits for {what}: {how}")
 
 
 def recover(stage: Stage, client: Client, desk: Desk) -> None:

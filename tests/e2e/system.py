@@ -222,8 +222,13 @@ def small_plan(policy: ModelPolicy) -> Plan:
 
 def write_config(plan: Plan, folder: Path) -> Path:
     """The demo's own settings file, judged by what so small a hold-out can show."""
-    config = write_settings(plan, ModelPolicy(max_retention_loss=JUDGED_LOSS), folder)
-    config.write_text(config.read_text() + "min_holdout_examples = 20\n")
+    config = write_settings(plan, ModelPolicy(max_tokens=24, max_prompt_tokens=256), folder)
+    initial = [questions.split_of_row(question, ModelPolicy()) for question in plan.curated].count("train")
+    lines = ("prepare_linger_s = 0.5\n", *(f"{name} = {value}\n" for name, value in {
+        "max_retention_loss": JUDGED_LOSS, "min_holdout_examples": 20, "min_initial_examples": int(0.9 * initial),
+        "min_new_examples": 100,
+    }.items()))  # fmt: skip
+    config.write_text(lines[0] + config.read_text() + "".join(lines[1:]))
     return config
 
 

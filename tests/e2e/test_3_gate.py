@@ -64,7 +64,7 @@ class Workshop:
             "model": MODEL, "job_id": fresh("planted"), "base": like.base, "base_path": self.base_path,
             "base_digest": like.base_digest, "parent_version": like.version, "new_data": like.new_data,
             "replay_data": like.replay_data, "method": "lora", "examples": 1, "steps": 1, "loss": 0.1,
-            "seconds": 1.0, "fingerprint": like.fingerprint,
+            "seconds": 1.0, "fingerprint": like.fingerprint, "reason": "drift", "changed_at": 1,
         }  # fmt: skip
         return CandidateTrained(**{**values, **fields})
 
@@ -89,6 +89,11 @@ def damage(folder: Path) -> None:
 def regression(shop: Workshop) -> CandidateTrained:
     adapter = shop.adapter(damage)
     return shop.stored(adapter, fingerprint=shop.fingerprint(adapter))
+
+
+def regression_that_need_not_be_better(shop: Workshop) -> CandidateTrained:
+    adapter = shop.adapter(damage)
+    return shop.stored(adapter, fingerprint=shop.fingerprint(adapter), reason="age", changed_at=0)
 
 
 def same_again(shop: Workshop) -> CandidateTrained:
@@ -127,8 +132,9 @@ def another_fingerprint(shop: Workshop) -> CandidateTrained:
 
 # Each candidate with words that the reason of its refusal must hold.
 PLANTED: dict[str, tuple[Callable[[Workshop], CandidateTrained], tuple[str, ...]]] = {
-    "a regression": (regression, ("superiority on the recent hold-out refused", "frozen hold-out refused")),
-    "the champion again": (same_again, ("superiority on the recent hold-out refused", "+0.0000 is not above")),
+    "a regression": (regression, ("superiority on recent rows refused",)),
+    "a regression by age": (regression_that_need_not_be_better, ("non_inferiority on", "rows refused")),
+    "the champion again": (same_again, ("superiority on recent rows refused", "+0.0000 is not above")),
     "a missing artifact": (missing, ("missing from the store",)),
     "changed bytes": (changed_bytes, ("damaged",)),
     "another base": (other_base, ("another base",)),

@@ -20,7 +20,7 @@ from streams import transact
 from streams.artifacts import ArtifactStore
 from streams.kafka import Out, Record
 from streams.kafka_security import security
-from streams.prepare.step import PrepareStep, read_committed_shards
+from streams.prepare.step import Committed, PrepareStep, read_committed_shards
 from tests import node
 from tests.broker import Mark, Running, fresh, fresh_topic, group_from, lag, mark, publish, since
 from tests.ids import SPLIT_KEY
@@ -112,7 +112,7 @@ def prepared_rows(bootstrap: str, sent: Sent, store: ArtifactStore) -> dict[str,
         return [shard for shard in read_committed_shards(bootstrap) if shard.model == sent.model]
 
     group = group_from(bootstrap, {place: end for place, end in sent.start.items() if place[0] == RAW})
-    step = PrepareStep({sent.model: ModelPolicy()}, store, shards, SPLIT_KEY)
+    step = PrepareStep({sent.model: ModelPolicy()}, store, lambda: Committed(shards(), []), SPLIT_KEY)
     with Running(lambda stop: transact.run(bootstrap, group, [RAW], step, stop, transactional_id=group)) as running:
         running.until(lambda: lag(bootstrap, group, RAW) == 0, what="lag 0")
     tables = [pq.read_table(io.BytesIO(store.get_bytes(shard.path, shard.digest))) for shard in shards()]

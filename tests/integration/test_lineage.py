@@ -28,7 +28,7 @@ from streams.clickhouse import connect
 from streams.kafka import Out, Record
 from streams.monitor.land import ClickHouseStore
 from streams.prepare.shard import counted, put_shard
-from streams.prepare.step import PrepareStep
+from streams.prepare.step import Committed, PrepareStep
 from tests.broker import fresh, landed, publish
 from tests.examples import example
 from tests.ids import SPLIT_KEY
@@ -53,7 +53,7 @@ class Story:
         self.model, self.partition = fresh("support"), 1_000 + uuid.uuid4().int % 10**8
         self.store, self.client = ArtifactStore(str(folder / "artifacts")), connect(url)
         self.landing = ClickHouseStore(self.client, kafka.producer(bootstrap))
-        self.step = PrepareStep({self.model: POLICY}, self.store, list, SPLIT_KEY)
+        self.step = PrepareStep({self.model: POLICY}, self.store, lambda: Committed([], []), SPLIT_KEY)
         self.step.assigned([(RAW, self.partition)])
         self.offsets: dict[str, int] = {}
         self.time_ms = 1_790_000_000_000

@@ -26,12 +26,14 @@ from schemas.topics import MAX_REFUSED
 from streams import kafka, transact
 from streams.artifacts import ArtifactError
 from streams.kafka import Record
+from streams.prepare.people import SHARED_AT
 from streams.prepare.read import read
-from streams.prepare.step import PrepareStep, read_committed_shards
+from streams.prepare.step import Committed, PrepareStep, read_committed
 from streams.prepare.workers import WorkerPool
 from tests.broker import Mark, Running, fresh, group_from, lag, landed, mark, since
 from tests.ids import SPLIT_KEY
 from tests.stores import store_at
+from tests.unit.test_prepare_people import text
 
 RAW, SHARDS, DEAD = "training.raw", "training.shards", "dead.prepare"
 PARTITION = 2
@@ -54,7 +56,11 @@ class Bench:
         assert producer.flush(20) == 0
 
     def shards(self) -> list[ShardWritten]:
-        return [shard for shard in read_committed_shards(self.bootstrap) if shard.model == self.model]
+        return self.committed().shards
+
+    def committed(self) -> Committed:
+        found = read_committed(self.bootstrap)
+        return Committed(*([one for one in some if one.model == self.model] for some in (found.shards, found.shared)))
 
     def rows(self, shard: ShardWritten) -> list[dict[str, Any]]:
         table = pq.read_table(io.BytesIO(self.store.get_bytes(shard.path, shard.digest)))
@@ -65,7 +71,7 @@ class Bench:
         return since(self.bootstrap, DEAD, self.start)
 
     def loop(self) -> Callable[[threading.Event], None]:
-        step = PrepareStep({self.model: self.policy}, self.store, self.shards, SPLIT_KEY, workers=self.workers)
+        step = PrepareStep({self.model: self.policy}, self.store, self.committed, SPLIT_KEY, workers=self.workers)
         return lambda stop: transact.run(
             self.bootstrap, self.group, [RAW], step, stop, transactional_id=self.group, linger_s=0.3
         )
@@ -109,7 +115,7 @@ def test_json_without_headers_becomes_a_shard_with_its_counts(bench) -> None:
     assert (shard.source_partition, shard.first_offset, shard.last_offset) == (PARTITION, first, first + 7)
     assert [row["offset"] for row in rows] == [first, first + 1, first + 3, first + 4, first + 5]
     assert rows[0]["record_id"] == f"{RAW}/{PARTITION}/{first}", "a record without an id has its origin's"
-    assert rows[2]["messages"] == [{"role": "user", "content": "Mail me: [email]"}]
+    assert [(turn["role"], turn["content"]) for turn in rows[2]["messages"]] == [("user", "Mail me: [email]")]
     assert rows[0]["submitted_ms"] > 1_700_000_000_000
 
 
@@ -166,12 +172,15 @@ def test_the_largest_broken_record_that_a_broker_takes_has_room_in_the_dead_lett
     assert shard.rows == 1 and letter.value == broken
 
 
-def test_who_writes_under_one_key_is_capped_whatever_subjects_they_name(bench) -> None:
-    bench.policy = ModelPolicy(max_rows_per_key=2)
-    bench.submit(*(question(number) for number in range(5)), key=b"one user")
-    bench.submit(question(9))
-    (shard,) = bench.prepared()
-    assert shard.rows == 3 and shard.dropped == {"key cap": 3}
+def test_a_subject_of_many_becomes_shared_by_an_event_and_stays_so_after_a_restart(bench) -> None:
+    bench.submit(*({"prompt": text(n), "completion": "x", "subject_id": "api"} for n in range(SHARED_AT)))
+    bench.prepared()
+    (event,) = bench.committed().shared
+    assert event.rows == SHARED_AT and "api" not in event.subject_key
+    bench.submit(*({"prompt": text(n), "completion": "x", "subject_id": "api"} for n in range(900, 903)))
+    rows = [row for shard in bench.prepared() for row in bench.rows(shard)]
+    assert [row["unit"] == "api" for row in rows] == [True] * SHARED_AT + [False] * 3
+    assert {row["subject_id"] for row in rows} == {"api"}, "forgetting goes by what was said"
 
 
 def test_a_tombstone_makes_neither_row_nor_letter(bench) -> None:
@@ -195,7 +204,7 @@ def test_a_damaged_shard_stops_the_preparation_and_is_named(bench, tmp_path) -> 
 def test_the_same_offsets_make_the_same_shard(bench) -> None:
     bench.submit(question(1), question(2))
     (shard,) = bench.prepared()
-    step = PrepareStep({bench.model: ModelPolicy()}, bench.store, list, SPLIT_KEY)
+    step = PrepareStep({bench.model: ModelPolicy()}, bench.store, lambda: Committed([], []), SPLIT_KEY)
     step.assigned([(RAW, PARTITION)])
     again = step.handle(since(bench.bootstrap, RAW, bench.start))
     (said,) = [kafka.decode(landed(out))[1] for out in again]
