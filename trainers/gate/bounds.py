@@ -34,14 +34,14 @@ def wild_bound(gains: Gains, confidence: float, resamples: int, seed: int) -> fl
     draws = min(MOST_RESAMPLES, max(resamples, math.ceil(5.0 / alpha)))
     sums, shares = gains.sums, gains.shares
     columns = np.stack([sums, shares, sums * shares, shares**2], axis=1)
-    flipped, total = _flipped(columns, draws, seed), columns.sum(axis=0)
+    total = columns.sum(axis=0)
+    seen_and_drawn = np.concatenate([total[None, :], _flipped(columns, draws, seed)])
+    flips = np.ascontiguousarray(seen_and_drawn.T)
     squares = float(np.sum(sums**2))
 
     def refuted(null: float) -> bool:
-        scale = max(0.0, squares - 2.0 * null * total[2] + null**2 * total[3])
-        seen = _studentised(total[None, :], null, scale, total[3])[0]
-        drawn = _studentised(flipped, null, scale, total[3])
-        return bool((1 + np.sum(drawn >= seen - 1e-9 * abs(seen))) / (draws + 1) <= alpha)
+        found = _studentised(flips, null, squares - 2.0 * null * total[2] + null**2 * total[3], total[3])
+        return bool(np.count_nonzero(found >= found[0] - 1e-9 * abs(found[0])) / (draws + 1) <= alpha)
 
     return _highest_refuted(refuted, gains.mean)
 
@@ -58,13 +58,13 @@ def _flipped(columns: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.
 
 
 def _studentised(flips: NDArray[np.float64], null: float, scale: float, shares2: float) -> NDArray[np.float64]:
-    """Mean over its standard error, per row of `flips`; signs flipped about `null`. Endless where nothing varies."""
-    mean = flips[:, 0] - null * flips[:, 1]
-    variance = scale - 2.0 * mean * (flips[:, 2] - null * flips[:, 3]) + mean**2 * shares2
-    variance = np.where(variance <= 1e-12 * scale, 0.0, variance)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = mean / np.sqrt(variance)
-    return np.where(np.abs(mean) <= 1e-15, 0.0, np.clip(found, -1e12, 1e12))
+    """Mean over its standard error for each column of `flips` (4, draws), signs flipped about `null`.
+
+    Where flipped clusters happen not to vary, a millionth of `scale` stands in for the variance.
+    """
+    mean = flips[0] - null * flips[1]
+    variance = scale - 2.0 * mean * (flips[2] - null * flips[3]) + mean**2 * shares2
+    return mean / np.sqrt(np.maximum(variance, 1e-6 * scale))
 
 
 def _highest_refuted(refuted: Callable[[float], bool], mean: float) -> float:
@@ -72,7 +72,7 @@ def _highest_refuted(refuted: Callable[[float], bool], mean: float) -> float:
     low, high = -1.0, mean
     if not refuted(low):
         return -1.0
-    while high - low > 1e-7:
+    while high - low > 1e-6:
         middle = (low + high) / 2.0
         low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
