@@ -68,7 +68,7 @@ def without_tested(rows: Sequence[Row], all_rows: Rows, similarity: float) -> li
     Near copies are looked for again: two preparing processes may have given one question two names.
     """
     common = all_rows.common
-    held = [r for r in all_rows.said if r.split != "train" and r.question not in common]
+    held = [r for r in (*all_rows.said, *all_rows.confirmed) if r.split != "train" and r.question not in common]
     questions, facts = {row.question for row in held}, {row.fact for row in held}
     free = [row for row in rows if row.question in common or not (row.question in questions or row.fact in facts)]
     near = _near(free, held, similarity)

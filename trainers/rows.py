@@ -76,12 +76,13 @@ class Row:
 
 @dataclass
 class Rows:
-    """The rows that stand: what people said, rows without words, what was made from others.
+    """The rows that stand: what people said, answers that they called right, rows without words, what was made up.
 
-    `contested` are the facts to which more than one answer stands.
+    What was called right judges, and is not learned as an example. `contested` are the facts to which more than one answer stands.
     """
 
     said: list[Row] = field(default_factory=list)
+    confirmed: list[Row] = field(default_factory=list)
     asked: list[Row] = field(default_factory=list)
     made: list[Row] = field(default_factory=list)
     contested: set[str] = field(default_factory=set)
@@ -90,7 +91,7 @@ class Rows:
     def common(self) -> set[str]:
         """Questions that FEW units or more have asked: people will ask them again."""
         units: dict[str, set[str]] = defaultdict(set)
-        for row in (*self.said, *self.asked):
+        for row in (*self.said, *self.confirmed, *self.asked):
             units[row.question].add(row.unit)
         return {question for question, who in units.items() if len(who) >= FEW}
 
@@ -103,7 +104,7 @@ def read_rows(
     for fresh, shards in ((True, new), (False, old)):
         for ref in shards:
             table = read_table(io.BytesIO(get_shard(store, ref)[1]), _COLUMNS)
-            read += [_row(values, fresh) for values in table.to_pylist() if values["kind"] in (*TRAINED_KINDS, "asked")]
+            read += [_row(values, fresh) for values in table.to_pylist() if _is_read(values)]
     return stand(read, corrections)
 
 
@@ -120,18 +121,23 @@ def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
         answers[fact] = standing((Word(w.answer, w.unit, w.order, w.may_correct) for w in words), corrections)
         if len(answers[fact]) > 1:
             found.contested.add(fact)
-        # A unit that says the same again says it once.
-        kept = {(row.unit, row.answer, row.kind): row for row in words if row.answer in answers[fact]}
+        # A unit that says the same again says it once: best as an example.
+        words.sort(key=lambda row: (row.kind == "sft", row.order))
+        kept = {(row.unit, row.answer): row for row in words if row.answer in answers[fact]}
         for row in kept.values():
-            (found.asked if row.kind == "asked" else found.said).append(row)
+            {"sft": found.said, "kto": found.confirmed, "asked": found.asked}[row.kind].append(row)
     sources = {row.record_id for row in found.said}
     for row in {row.record_id: row for row in read if row.made_up}.values():
         overruled = row.fact in answers and row.answer not in answers[row.fact]
         if not overruled and (not row.source_record or row.source_record in sources):
             found.made.append(row)
-    for some in (found.said, found.asked, found.made):
+    for some in (found.said, found.confirmed, found.asked, found.made):
         some.sort(key=lambda row: row.order)
     return found
+
+
+def _is_read(values: dict[str, Any]) -> bool:
+    return values["kind"] in (*TRAINED_KINDS, "asked") or (values["kind"] == "kto" and values["label"] is True)
 
 
 def _row(values: dict[str, Any], new: bool) -> Row:
@@ -164,7 +170,7 @@ def judging_rows(rows: Rows, most: int = 2_000) -> list[JudgingRow]:
     side adds to the weight of its rows.
     """
     common = rows.common
-    chosen = [r for r in rows.said if r.split == "test" and r.judges and r.fact not in rows.contested]
+    chosen = [r for r in (*rows.said, *rows.confirmed) if r.split == "test" and r.judges and r.fact not in rows.contested]
     standing_for = Counter((row.question, row.answer) for row in chosen)
     later = Counter((row.question, row.answer) for row in rows.asked if row.split == "test")
     found = []

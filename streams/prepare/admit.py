@@ -154,7 +154,8 @@ def _word(row: Row) -> int:
 
 
 def _alike(row: Row) -> int:
-    # Of an opinion its own words are the answer.
+    if row["kind"] not in ("sft", "asked"):  # an opinion is news, though it be on the same answer
+        return key_of(row["model"], row["unit"], row["content_hash"][:KEY_DIGITS])
     return key_of(row["model"], row["question"], row["unit"], row["answer_hash"][:KEY_DIGITS])
 
 

@@ -65,6 +65,6 @@ def _rewritten(row: Row, way: str) -> Row | None:
     return {
         **row, "messages": messages, "record_id": f"{row['record_id']}/{way}", "origin": "augmented",
         "sampled": "augmented", "source_record": row["record_id"], "judges": False,
-        "input_hash": content_hash(row["model"], row["kind"], context),
+        "input_hash": content_hash(row["model"], context),
         "content_hash": content_hash("augmented", way, row["content_hash"]), "minhash": signature(context[-1]),
     }  # fmt: skip

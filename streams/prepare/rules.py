@@ -146,13 +146,15 @@ def _row(
         "import_id": event.import_id,
         "source_record": event.source_record,
         "question": question_of(question) if turns else "",
-        "input_hash": content_hash(event.model, event.kind, context),
+        "input_hash": content_hash(event.model, context),
         "minhash": signature(question),
         "answer_masks": said.masks,
         "submitted_ms": event.said_ms if by_import and event.said_ms else envelope.time_ms,
         "dated": not by_import or event.said_ms > 0,
     }
-    judges = event.kind == "sft" and not made_up and event.sampled in FAIRLY_CHOSEN
+    # What somebody called right is the answer to expect, as much as one that was given for it.
+    expected = event.kind == "sft" or (event.kind == "kto" and event.label is True)
+    judges = expected and not made_up and event.sampled in FAIRLY_CHOSEN
     row |= _answered(event, context, said.masked) | {"judges": judges and not said.any_masked}
     opened = said.open is not None and _answered(event, context, said.open) | {"judges": judges and not said.always}
     return row | {"open": opened or None}
@@ -165,5 +167,5 @@ def _answered(event: RecordSubmitted, context: list[str], answers: dict[str, str
     return {
         **answers,
         "content_hash": content_hash(event.model, event.kind, opinion, context + said),
-        "answer_hash": content_hash(event.model, event.kind, opinion, said),
+        "answer_hash": content_hash(event.model, said),
     }

@@ -119,6 +119,19 @@ def test_contested_answers_both_teach_and_neither_judges() -> None:
     assert [one.row.completion for one in judging_rows(stand(both, "anyone"))] == ["b"]
 
 
+def test_what_was_called_right_judges_and_is_not_learned(store: ArtifactStore) -> None:
+    up = stored("where?", "parcel", at=1, kind="kto", label=True, split="test", unit="ann")
+    down = stored("who?", "parcel", at=2, kind="kto", label=False, split="test", unit="ann")
+    taught = stored("when?", "refund", at=3, unit="bob")
+    found = read_rows(store, [shard(store, "a", up, down, taught)])
+    assert [one.row.completion for one in judging_rows(found)] == ["parcel"]
+    assert prompts(training_set(found, POLICY, seed=1).rows) == {"when?"}
+    both = read_rows(store, [shard(store, "b", up, stored("where?", "parcel", at=1, split="test", unit="ann", record_id="x"))])
+    assert len(judging_rows(both)) == 1, "said in two ways it counts once"
+    corrected = read_rows(store, [shard(store, "c", up, stored("where?", "refund", at=9, split="test", unit="ann"))])
+    assert [one.row.completion for one in judging_rows(corrected)] == ["refund"], "a later word holds"
+
+
 def test_rows_of_one_moment_are_ordered_by_where_they_stood(store: ArtifactStore) -> None:
     both = [stored("a", answer, at=5, record_id=answer, partition=p, offset=o) for answer, p, o in
             (("second", 1, 2), ("first", 1, 1), ("zeroth", 0, 9))]  # fmt: skip
@@ -126,7 +139,7 @@ def test_rows_of_one_moment_are_ordered_by_where_they_stood(store: ArtifactStore
 
 
 def test_only_supervised_rows_are_read_and_only_from_whole_shards(store: ArtifactStore) -> None:
-    mixed = shard(store, "a", stored("a", "b"), stored("c", "d", kind="kto", label=True), stored("e", "", kind="preference"))
+    mixed = shard(store, "a", stored("a", "b"), stored("c", "d", kind="kto", label=False), stored("e", "", kind="preference"))
     assert answers(read_rows(store, [mixed])) == ["b"]
     with pytest.raises(ArtifactError):
         read_rows(store, [ShardRef(shard_id="a", path=mixed.path, digest="0" * 64, rows=3)])
