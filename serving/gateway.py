@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from schemas.codec import now_ms
 from schemas.events import FeedbackGiven, InferenceServed, Message
-from schemas.identity import InferenceIds, partition_of, subject_of_request, uuid7_hex
+from schemas.identity import InferenceIds, content_hash, partition_of, subject_of_request
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
 from serving import answers
@@ -224,11 +225,11 @@ class Gateway:
                 f"no gateway issued the inference id {request.inference_id!r}; send the `id` of a chat completion",
                 "inference_id", "unknown_inference",
             )
-        event = _feedback_event(request)
+        event = _feedback_event(request, now_ms())
         await self._acknowledged(
             kafka.out(
                 event, source=SOURCE, partition=partition_of(event.inference_id, _FEEDBACK_PARTITIONS),
-                event_id=event.feedback_id, causation_id=event.inference_id,
+                event_id=f"{event.feedback_id}/{event.said_ms}", causation_id=event.inference_id,
             )
         )
         self.metrics.feedback(event.metric_name)
@@ -249,10 +250,13 @@ class Gateway:
             raise ApiError(503, message, None, "not_stored", retry_after_s=5) from error
 
 
-def _feedback_event(request: FeedbackRequest) -> FeedbackGiven:
+def _feedback_event(request: FeedbackRequest, now_ms: int) -> FeedbackGiven:
+    """Without an id of its own it is the one opinion on this answer by this metric: sent again it is a retry."""
+    given = content_hash(request.inference_id, request.metric_name)
     return FeedbackGiven(
         inference_id=request.inference_id, metric_name=request.metric_name, value=request.value,
-        feedback_id=request.feedback_id or f"feedback-{uuid7_hex()}", subject_id=request.user, tags=request.tags,
+        feedback_id=request.feedback_id or f"feedback-{given}", subject_id=request.user, tags=request.tags,
+        author=request.author, said_ms=request.said_ms or now_ms, episode=request.episode,
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from schemas.policy import ModelPolicy
 from serving.errors import bad_request, too_large
+from streams.join.rules import TEXTS, fits, kind_of
 
 # With labels, answer and feedback beside it, what a request says still fits into a record of Kafka's 1 MiB.
 MAX_BODY_BYTES = 768 * 1024
@@ -22,6 +23,8 @@ MAX_INFERENCE_ID = 128
 # Beyond this no rule of `streams.prepare` takes an answer.
 MAX_FEEDBACK_TEXT = 32_000
 MAX_SCORE = 1e9
+# Unix times in ms: what is smaller was meant as seconds (this is 2001), what is larger is in no calendar.
+FIRST_MS, LAST_MS = 10**12, 253_402_300_799_999
 SEED_BITS = 63
 
 
@@ -73,7 +76,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeedbackRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user said of one answer."""
+    """What a user said of one answer; `author` says it, where that is not the user, at `said_ms` (Unix; 0 = now)."""
 
     inference_id: str
     metric_name: str
@@ -81,6 +84,9 @@ class FeedbackRequest(msgspec.Struct, frozen=True, kw_only=True):
     feedback_id: str = ""
     user: str = ""
     tags: dict[str, str] = {}
+    author: str = ""
+    said_ms: int = 0
+    episode: str = ""
 
 
 _chat = msgspec.json.Decoder(ChatRequest)
@@ -156,33 +162,25 @@ def parse_feedback(body: bytes, policies: dict[str, ModelPolicy]) -> FeedbackReq
     """Raises `ApiError` (400, 413) for a metric that no model configures or a value of another type."""
     request: FeedbackRequest = _decode(_feedback, body)
     for name, longest in (("inference_id", MAX_INFERENCE_ID), ("metric_name", MAX_NAME), ("feedback_id", MAX_ID),
-                          ("user", MAX_ID)):  # fmt: skip
+                          ("user", MAX_ID), ("author", MAX_ID), ("episode", MAX_ID)):  # fmt: skip
         _check_text(getattr(request, name), longest, name)
     _check_pairs(request.tags, "tags")
     if isinstance(request.value, str):
         _check_text(request.value, MAX_FEEDBACK_TEXT, "value")
     elif not -MAX_SCORE <= request.value <= MAX_SCORE:
         raise bad_request(f"value is not within {-MAX_SCORE:.0f} and {MAX_SCORE:.0f}", "value", "out_of_range")
-    kinds = {"demonstration": "text", "preferred": "text"}
-    for policy in policies.values():
-        kinds |= policy.metrics
-    kind = kinds.get(request.metric_name)
-    if kind is None:
-        known = ", ".join(sorted(kinds))
+    if request.said_ms and not FIRST_MS <= request.said_ms <= LAST_MS:
+        raise bad_request(f"said_ms is {request.said_ms}; expected Unix time in milliseconds", "said_ms", "out_of_range")
+    metrics = {name: kind for policy in policies.values() for name, kind in policy.metrics.items()}
+    kind = kind_of(request.metric_name, metrics)
+    if not kind:
+        known = ", ".join(sorted({*TEXTS, *metrics}))
         message = f"no metric {request.metric_name!r} is configured; known: {known}"
         raise bad_request(message, "metric_name", "unknown_metric")
-    if not _fits(request.value, kind):
+    if not fits(request.value, kind):
         shown = request.value[:MAX_NAME] if isinstance(request.value, str) else request.value
         raise bad_request(f"{request.metric_name} takes a {kind}, got {shown!r}", "value", "wrong_type")
     return request
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if kind == "boolean":
-        return isinstance(value, bool)
-    if kind == "text":
-        return isinstance(value, str) and bool(value.strip())
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

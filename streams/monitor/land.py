@@ -7,7 +7,7 @@ batch counts as written. A tombstone deletes the row of its key.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -18,6 +18,7 @@ from schemas.codec import ContractError
 from schemas.events import ErasureRequested, FeedbackGiven, InferenceServed
 from schemas.identity import InferenceIds, MadeUpIdError
 from schemas.landing import DATABASE, Landed, arrow_table, table_name, tables_of
+from schemas.personal import PERSON_FIELDS
 from schemas.topics import BY_NAME, TOPICS
 from streams import failpoints, kafka, metrics
 from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
@@ -27,12 +28,17 @@ from streams.kafka import Out, Record
 
 GROUP = "monitor"
 LANDED_TOPICS = [topic.name for topic in TOPICS]
-# The columns that hold the key of a record with a person's words.
-_KEY_COLUMNS = {
-    "training.raw": ("record_id", "ce_id"),
-    "usage.inferences": ("inference_id",),
-    "usage.feedback": ("feedback_id", "ce_id"),
-}
+# What the key of a record with a person's words is of its row: as SQL, with the columns that it is made of.
+_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "training.raw": {"record_id": ("record_id",), "ce_id": ("ce_id",)},
+    "usage.inferences": {"inference_id": ("inference_id",)},
+    "usage.shadows": {"inference_id": ("inference_id",)},
+    "usage.feedback": {
+        "concat(inference_id, '/', if(feedback_id = '', ce_id, feedback_id), '/', metric_name, '/', toString(said_ms))": (
+            "inference_id", "feedback_id", "ce_id", "metric_name", "said_ms",
+        )
+    },
+}  # fmt: skip
 
 
 class Rows(NamedTuple):
@@ -83,7 +89,7 @@ class ClickHouseStore:
         letters: list[Out] = []
         landed = self._admitted(self._decoded(records, letters))
         tables = {table_name(event): arrow_table(event, rows) for event, rows in landed.items() if rows}
-        deletions = [record for record in records if record.value is None and record.topic in _KEY_COLUMNS]
+        deletions = [record for record in records if record.value is None and record.topic in _KEYS]
         return Rows(deletions, tables, letters)
 
     def write(self, pieces: list[Rows]) -> None:
@@ -140,7 +146,9 @@ class ClickHouseStore:
 
     def _kept(self, row: Landed) -> bool:
         _, event, at = row
-        if not self._erased.covers(getattr(event, "subject_id", ""), getattr(event, "inference_id", "")):
+        if not BY_NAME[at.topic].personal:
+            return True
+        if not any(self._erased.covers(who, getattr(event, "inference_id", "")) for who in _persons(event)):
             return True
         if isinstance(event, InferenceServed):
             self._erased.answered(event.subject_id, event.inference_id)
@@ -167,10 +175,10 @@ class ClickHouseStore:
 
     def _delete(self, topic: str, places: dict[str, tuple[int, int]]) -> None:
         theirs = " OR ".join(
-            f"{column} IN {{keys:Array(String)}} AND NOT "
-            f"(_partition = transform({column}, {{keys:Array(String)}}, {{partitions:Array(Int32)}}, toInt32(-1)) AND "
-            f"_offset > transform({column}, {{keys:Array(String)}}, {{offsets:Array(Int64)}}, toInt64(-1)))"
-            for column in _KEY_COLUMNS[topic]
+            f"{key} IN {{keys:Array(String)}} AND NOT "
+            f"(_partition = transform({key}, {{keys:Array(String)}}, {{partitions:Array(Int32)}}, toInt32(-1)) AND "
+            f"_offset > transform({key}, {{keys:Array(String)}}, {{offsets:Array(Int64)}}, toInt64(-1)))"
+            for key in _KEYS[topic]
         )
         partitions, offsets = zip(*places.values(), strict=True)
         self._client.command(
@@ -178,6 +186,11 @@ class ClickHouseStore:
             parameters={"keys": list(places), "partitions": list(partitions), "offsets": list(offsets)},
             settings=UNLOGGED,
         )
+
+
+def _persons(event: Any) -> set[str]:
+    """Whom an event names; "" where nobody."""
+    return {getattr(event, name, "") for name in PERSON_FIELDS}
 
 
 def _key(record: Record) -> str:
@@ -193,7 +206,7 @@ def _not_deleted(name: str, table: pa.Table, deletions: list[Record]) -> pa.Tabl
     if not by_key:
         return table
     topic = next(iter(by_key.values()))[0].topic
-    columns = [table[column].to_pylist() for column in _KEY_COLUMNS[topic]]
+    columns = [_made_of(table, columns) for columns in _KEYS[topic].values()]
     places = zip(table["_partition"].to_pylist(), table["_offset"].to_pylist(), *columns, strict=True)
 
     def gone(partition: int, offset: int, *keys: str) -> bool:
@@ -201,3 +214,11 @@ def _not_deleted(name: str, table: pa.Table, deletions: list[Record]) -> pa.Tabl
         return any(one.partition != partition or offset <= one.offset for one in said_before)
 
     return table.filter(pa.array([not gone(*place) for place in places], pa.bool_()))
+
+
+def _made_of(table: pa.Table, columns: tuple[str, ...]) -> list[str]:
+    """The key of each row, made of these columns as its SQL makes it."""
+    parts = [table[column].to_pylist() for column in columns]
+    if len(parts) == 1:
+        return parts[0]
+    return [f"{of}/{said or by}/{metric}/{at}" for of, said, by, metric, at in zip(*parts, strict=True)]
