@@ -19,8 +19,8 @@ from functools import partial
 from typing import Any
 
 from schemas.codec import now_ms
-from schemas.events import FeedbackGiven, InferenceServed, Message
-from schemas.identity import InferenceIds, content_hash, partition_of, subject_of_request
+from schemas.events import InferenceServed, Message
+from schemas.identity import InferenceIds, partition_of, subject_of_request
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
 from serving import answers
@@ -29,7 +29,7 @@ from serving.errors import ApiError, bad_request, not_found
 from serving.follow import Follower, Route, RouteError
 from serving.metrics import ReplicaMetrics
 from serving.recorder import Recorder
-from serving.requests import ChatRequest, FeedbackRequest, parse_chat, parse_feedback
+from serving.requests import ChatRequest, parse_chat, parse_feedback
 from serving.routing import parse_model, resolve
 from streams import kafka
 
@@ -225,7 +225,7 @@ class Gateway:
                 f"no gateway issued the inference id {request.inference_id!r}; send the `id` of a chat completion",
                 "inference_id", "unknown_inference",
             )
-        event = _feedback_event(request, now_ms())
+        event = request.event(now_ms())
         await self._acknowledged(
             kafka.out(
                 event, source=SOURCE, partition=partition_of(event.inference_id, _FEEDBACK_PARTITIONS),
@@ -248,16 +248,6 @@ class Gateway:
         except (BufferError, TimeoutError, ConnectionError) as error:
             message = "the feedback was not stored; send it again"
             raise ApiError(503, message, None, "not_stored", retry_after_s=5) from error
-
-
-def _feedback_event(request: FeedbackRequest, now_ms: int) -> FeedbackGiven:
-    """Without an id of its own it is the one opinion on this answer by this metric: sent again it is a retry."""
-    given = content_hash(request.inference_id, request.metric_name)
-    return FeedbackGiven(
-        inference_id=request.inference_id, metric_name=request.metric_name, value=request.value,
-        feedback_id=request.feedback_id or f"feedback-{given}", subject_id=request.user, tags=request.tags,
-        author=request.author, said_ms=request.said_ms or now_ms, episode=request.episode,
-    )
 
 
 def _abandon(submitted: asyncio.Future[Ticket]) -> None:

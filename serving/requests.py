@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from schemas.events import FeedbackGiven
+from schemas.identity import content_hash
 from schemas.policy import ModelPolicy
 from serving.errors import bad_request, too_large
 from streams.join.rules import TEXTS, fits, kind_of
@@ -87,6 +89,15 @@ class FeedbackRequest(msgspec.Struct, frozen=True, kw_only=True):
     author: str = ""
     said_ms: int = 0
     episode: str = ""
+
+    def event(self, now_ms: int) -> FeedbackGiven:
+        """What is published. Without an id it is the one opinion on this answer by this metric: sent again, a retry."""
+        given = self.feedback_id or f"feedback-{content_hash(self.inference_id, self.metric_name)}"
+        return FeedbackGiven(
+            inference_id=self.inference_id, metric_name=self.metric_name, value=self.value, feedback_id=given,
+            subject_id=self.user, tags=self.tags, author=self.author, said_ms=self.said_ms or now_ms,
+            episode=self.episode,
+        )
 
 
 _chat = msgspec.json.Decoder(ChatRequest)
