@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from schemas.codec import now_ms
-from schemas.events import InferenceServed, Message
+from schemas.events import InferenceServed
 from schemas.identity import InferenceIds, partition_of, subject_of_request
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
@@ -194,7 +194,7 @@ class Gateway:
             model=call.route.model, inference_id=call.inference_id, version=call.route.version, requested=chat.model,
             base=call.route.base, digest=call.route.digest,
             subject_id=subject_of_request(chat.safety_identifier, chat.user, chat.conversation(), call.inference_id),
-            conversation_id=conversation, messages=[Message(**turn) for turn in chat.turns()], answer=generated.text,
+            conversation_id=conversation, messages=chat.whole_turns(), answer=generated.text,
             finish_reason=generated.finish_reason, input_tokens=generated.input_tokens,
             output_tokens=generated.output_tokens, latency_ms=(now - call.began) * 1000,
             first_token_ms=((call.first_token or now) - call.began) * 1000, streamed=streamed,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import FeedbackGiven
+from schemas.events import FeedbackGiven, Message
 from schemas.identity import content_hash
 from schemas.policy import ModelPolicy
 from serving.errors import bad_request, too_large
@@ -38,6 +38,9 @@ class ContentPart(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True):
     role: str
     content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
     def text(self) -> str:
         if isinstance(self.content, list):
@@ -69,6 +72,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def turns(self) -> list[dict[str, str]]:
         return [{"role": message.role, "content": message.text()} for message in self.messages]
+
+    def whole_turns(self) -> list[Message]:
+        """The turns as they are recorded, with the calls that stand in them."""
+        return [
+            Message(
+                role=turn.role, content=turn.text(), name=turn.name or "", tool_call_id=turn.tool_call_id or "",
+                tool_calls=msgspec.json.encode(turn.tool_calls).decode() if turn.tool_calls else "",
+            )
+            for turn in self.messages
+        ]
 
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -116,6 +129,8 @@ def parse_chat(body: bytes) -> ChatRequest:
         _check_text(message.role, MAX_ROLE, f"messages[{index}].role")
         if message.role not in ("system", "developer", "user", "assistant", "tool"):
             raise bad_request(f"unknown role {message.role!r}", f"messages[{index}].role")
+        _check_text(message.name or "", MAX_NAME, f"messages[{index}].name")
+        _check_text(message.tool_call_id or "", MAX_NAME, f"messages[{index}].tool_call_id")
     if not request.messages[-1].text().strip():
         where = f"messages[{len(request.messages) - 1}].content"
         raise bad_request("the last message is empty: there is nothing to answer", where, "empty_prompt")
@@ -181,7 +196,7 @@ def parse_feedback(body: bytes, policies: dict[str, ModelPolicy]) -> FeedbackReq
     elif not -MAX_SCORE <= request.value <= MAX_SCORE:
         raise bad_request(f"value is not within {-MAX_SCORE:.0f} and {MAX_SCORE:.0f}", "value", "out_of_range")
     if request.said_ms and not FIRST_MS <= request.said_ms <= LAST_MS:
-        raise bad_request(f"said_ms is {request.said_ms}; expected Unix time in milliseconds", "said_ms", "out_of_range")
+        raise bad_request(f"said_ms is {request.said_ms}; expected Unix time in ms", "said_ms", "out_of_range")
     metrics = {name: kind for policy in policies.values() for name, kind in policy.metrics.items()}
     kind = kind_of(request.metric_name, metrics)
     if not kind:

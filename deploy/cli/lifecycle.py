@@ -56,7 +56,7 @@ def down() -> None:
 
 
 def status(format: Format = Format.table) -> None:
-    """What runs, where, since when, how fast, what it dropped or refused, how far it lags, and whose quality is unknown.
+    """What runs, where, since when, how fast, what it dropped or refused, how far it lags; whose quality is unknown.
 
     `records_per_s` is over the last ten seconds (`serve`: requests); `dropped` and `dead` since the process started.
     """

@@ -103,7 +103,7 @@ class Subject:
         if not isinstance(said, _Object):
             return False
         return any(
-            (name in PERSON_FIELDS and value == self.subject_id) or (name == "inference_id" and value in self.inferences)
+            value in self.inferences if name == "inference_id" else name in PERSON_FIELDS and value == self.subject_id
             for name, value in said if isinstance(value, str)
         )  # fmt: skip
 

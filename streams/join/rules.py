@@ -129,9 +129,10 @@ def training_record(
         identity = record_id(inference.inference_id, "sft")
         return RecordSubmitted(kind="sft", completion=str(value), label=right, record_id=identity, **common)
     if name == "preferred":
-        pair = {"chosen": str(value), "rejected": inference.answer}
         identity = record_id(inference.inference_id, "preference")
-        return RecordSubmitted(kind="preference", record_id=identity, **pair, **common)
+        return RecordSubmitted(
+            kind="preference", chosen=str(value), rejected=inference.answer, record_id=identity, **common
+        )
     label = label_of(feedback, metrics, thresholds)
     if label is None or (label and cut_off):
         return None

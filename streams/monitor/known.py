@@ -43,13 +43,13 @@ def judged(opinions: int, said_right: int, answers_with_feedback: int, live: flo
         return Quality(True, live, "", opinions, share)
     if share is not None:
         why = (
-            f"quality is unknown: {said_right} of the last {opinions} opinions say that an answer was right, under 1 in "
-            f"{1 / LEAST_RIGHT:.0f}; send right answers too, or feedback on a random sample of all"
+            f"quality is unknown: {said_right} of the last {opinions} opinions say that an answer was right, under "
+            f"1 in {1 / LEAST_RIGHT:.0f}; send right answers too, or feedback on a random sample of all"
         )
     elif answers_with_feedback:
         why = (
-            f"quality is unknown: of {answers_with_feedback} answers with feedback none says whether it was right; send "
-            "the quality metric for right and wrong answers, or short demonstrations"
+            f"quality is unknown: of {answers_with_feedback} answers with feedback none says whether it was right; "
+            "send the quality metric for right and wrong answers, or short demonstrations"
         )
     else:
         why = "quality is unknown: nothing was said of any answer yet; send feedback on right and wrong ones"
@@ -60,7 +60,8 @@ def quality_of(client: Client, model: str) -> Quality:
     """Whether this model's quality is known by what has landed. Raises `ClickHouseError`."""
     found = rows(
         client,
-        "SELECT opinions, said_right, answers_with_feedback, live FROM tuneloop.quality_known WHERE model = {model:String}",
+        "SELECT opinions, said_right, answers_with_feedback, live FROM tuneloop.quality_known "
+        "WHERE model = {model:String}",
         model=model,
     )
     if not found:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.events import FeedbackGiven
+from schemas.events import FeedbackGiven, Message
 from schemas.policy import ModelPolicy
 from serving.errors import ApiError
 from serving.requests import MAX_BODY_BYTES, field_of, parse_chat, parse_feedback
@@ -44,6 +44,19 @@ def test_a_request_as_openai_clients_send_it() -> None:
     ]  # fmt: skip
     assert request.stops() == ("\n", "END") and request.conversation() == "c1"
     assert request.stream_options is not None and request.stream_options.include_usage
+
+
+def test_turns_are_recorded_whole() -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "track", "arguments": '{"order": 7}'}}]
+    request = parse_chat(json.dumps({**CHAT, "messages": [
+        {"role": "user", "content": "where is it"}, {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "on its way", "tool_call_id": "1", "name": "track"},
+    ]}).encode())  # fmt: skip
+    asked, called, told = request.whole_turns()
+    assert asked == Message(role="user", content="where is it") and called.content == ""
+    assert json.loads(called.tool_calls) == calls
+    assert told == Message(role="tool", content="on its way", tool_call_id="1", name="track")
+    assert [turn["content"] for turn in request.turns()] == ["where is it", "", "on its way"]
 
 
 def test_what_is_left_out_or_null_has_its_default() -> None:

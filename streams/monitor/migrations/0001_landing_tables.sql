@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.record_submitted
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -70,6 +71,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shard_written
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -90,6 +92,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.subject_shared
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -115,6 +118,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.trigger_opened
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -139,6 +143,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.trigger_closed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -175,6 +180,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -200,6 +206,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_progressed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -222,6 +229,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_ended
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -244,6 +252,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_deferred
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -287,6 +296,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.candidate_trained
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -332,6 +342,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -359,6 +370,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_state_changed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -382,6 +394,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.base_registered
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -403,6 +416,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_configured
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -427,6 +441,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.base_add_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -449,6 +464,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.rollback_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -471,6 +487,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.training_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -493,6 +510,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_configure
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -515,6 +533,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_control_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -543,6 +562,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.decision_made
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -566,6 +586,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shares_set
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -590,6 +611,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.adapter_loaded
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -627,6 +649,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.inference_served
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -660,6 +683,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.request_ended
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -688,6 +712,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shadow_answered
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -715,6 +740,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.feedback_given
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -750,6 +776,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.performance_measured
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -782,6 +809,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.drift_detected
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -806,6 +834,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.alert_sent
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -829,6 +858,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.erasure_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -856,6 +886,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.erasure_completed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
