@@ -48,8 +48,9 @@ class Told:
         return said
 
     def land(self, backwards: bool = False) -> None:
-        """Write all of it, in the order of its offsets or the other way round."""
-        records = [landed(out, next(offsets), NOW + 60_000) for out in self._outs]
+        """Write all of it, in the order of its offsets or the other way round; in no partition that there is, for a sink
+        resumes behind what has landed of one."""
+        records = [landed(out, next(offsets), NOW + 60_000, 77) for out in self._outs]
         self._outs.clear()
         for name, table in self._store.read(records[::-1] if backwards else records).tables.items():
             self.client.insert_arrow(f"tuneloop.{name}", table)
