@@ -34,8 +34,8 @@ class ContractError(ValueError):
 class Envelope(msgspec.Struct, frozen=True, gc=False):
     """Who said it, when, about what, and because of what: a record's CloudEvents attributes.
 
-    `time_ms` is Unix time in milliseconds, within `bounded_time`. `subject` is an entity (model@version, shard, job),
-    never a person.
+    `time_ms` is Unix time in milliseconds, within `bounded_time`; of feedback that dates itself it is its `said_ms`.
+    `subject` is an entity (model@version, shard, job), never a person.
     """
 
     id: str
@@ -186,9 +186,13 @@ def decode(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ContractError(f"{kind}: {error}") from error
     if given is None:  # the usual record of an application
-        return Envelope(f"{topic}/{partition}/{offset}", kind, "", timestamp_ms), event
-    identity = given.get("ce_id") or f"{topic}/{partition}/{offset}".encode()
-    return _envelope(kind, identity, given, timestamp_ms), event
+        envelope = Envelope(f"{topic}/{partition}/{offset}", kind, "", timestamp_ms)
+    else:
+        envelope = _envelope(kind, given.get("ce_id") or f"{topic}/{partition}/{offset}".encode(), given, timestamp_ms)
+    if kind == "FeedbackGiven" and event.said_ms:
+        # Bounded as anybody's: the gateway passes on what an application says.
+        envelope = msgspec.structs.replace(envelope, time_ms=bounded_time(event.said_ms, timestamp_ms, ""))
+    return envelope, event
 
 
 def body_decoder(kind: str) -> Callable[[bytes], Any]:
@@ -297,7 +301,11 @@ _KEYS: dict[type[msgspec.Struct], Callable[[Any, Envelope], str]] = {
     events.RequestEnded: lambda event, _: event.request_id,
     events.ShadowAnswered: lambda event, _: event.inference_id,
     events.InferenceServed: lambda event, _: event.inference_id,
-    events.FeedbackGiven: lambda event, envelope: event.feedback_id or envelope.id,
+    # All that tells two opinions apart: compaction must leave a first time, and what was corrected, behind it. An
+    # answer's id holds no slash.
+    events.FeedbackGiven: lambda event, envelope: (
+        f"{event.inference_id}/{event.feedback_id or envelope.id}/{event.metric_name}/{event.said_ms}"
+    ),
     events.PerformanceMeasured: lambda event, _: f"{event.model}@{event.version}",
     events.DriftDetected: lambda event, _: event.drift_id,
     events.AlertSent: lambda event, _: event.alert_id,

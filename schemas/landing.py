@@ -1,7 +1,7 @@
 """Landing tables: the ClickHouse table and the Arrow schema of each event, derived from its struct.
 
 Scalars become columns of their own type, everything nested becomes one String column holding JSON. Every
-table carries where its row came from (`_topic`, `_partition`, `_offset`), which is also its identity: a
+table carries where its row came from (`_topic`, `_partition`, `_offset`; `_key`), which is also its identity: a
 replayed insert collapses in the ReplacingMergeTree and views read FINAL.
 """
 
@@ -50,6 +50,8 @@ META: tuple[Column, ...] = (
     Column("_topic", "LowCardinality(String)", pa.string()),
     Column("_partition", "Int32", pa.int32()),
     Column("_offset", "Int64", pa.int64()),
+    # As it came: by it a deletion finds what it deletes.
+    Column("_key", "String", pa.binary()),
     # Set by the server when the row is inserted, so it says when the row could be asked for.
     Column("_landed_at", "DateTime64(3, 'UTC') DEFAULT now64(3)", _TIME),
 )
@@ -140,6 +142,7 @@ def arrow_table(event: type[msgspec.Struct], rows: Sequence[Landed]) -> pa.Table
             data[number] = [_json.encode(value).decode() for value in data[number]]
     data += [_field(envelopes, name) for name in _ENVELOPE_FIELDS]
     data += [_field(places, name) for name in ("topic", "partition", "offset")]
+    data.append([key or b"" for key in _field(places, "key")])
     arrays = [_array(values, field.type) for values, field in zip(data, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 

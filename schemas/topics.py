@@ -129,7 +129,7 @@ TOPICS: tuple[Topic, ...] = (
         partitions=DATA_PARTITIONS, personal=True,
     ),
     Topic(
-        "usage.feedback", (e.FeedbackGiven,), "feedback id", "inference",
+        "usage.feedback", (e.FeedbackGiven,), "inference_id/feedback_id/metric_name/said_ms", "inference",
         ("serve", "applications"), ("join-feedback", "monitor", "erase"), cleanup="compact,delete", retention_days=30,
         partitions=DATA_PARTITIONS, personal=True, headerless=True,
     ),

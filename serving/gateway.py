@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from schemas.events import FeedbackGiven, InferenceServed, Message
-from schemas.identity import InferenceIds, partition_of, subject_of_request, uuid7_hex
+from schemas.codec import now_ms
+from schemas.events import InferenceServed
+from schemas.identity import InferenceIds, partition_of, subject_of_request
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
 from serving import answers
@@ -28,7 +29,7 @@ from serving.errors import ApiError, bad_request, not_found
 from serving.follow import Follower, Route, RouteError
 from serving.metrics import ReplicaMetrics
 from serving.recorder import Recorder
-from serving.requests import ChatRequest, FeedbackRequest, parse_chat, parse_feedback
+from serving.requests import ChatRequest, parse_chat, parse_feedback
 from serving.routing import parse_model, resolve
 from streams import kafka
 
@@ -193,8 +194,7 @@ class Gateway:
             model=call.route.model, inference_id=call.inference_id, version=call.route.version, requested=chat.model,
             base=call.route.base, digest=call.route.digest,
             subject_id=subject_of_request(chat.safety_identifier, chat.user, chat.conversation(), call.inference_id),
-            conversation_id=conversation, answer=generated.text,
-            messages=[Message(role=turn["role"], content=turn["content"]) for turn in chat.turns()],
+            conversation_id=conversation, messages=chat.whole_turns(), answer=generated.text,
             finish_reason=generated.finish_reason, input_tokens=generated.input_tokens,
             output_tokens=generated.output_tokens, latency_ms=(now - call.began) * 1000,
             first_token_ms=((call.first_token or now) - call.began) * 1000, streamed=streamed,
@@ -225,11 +225,11 @@ class Gateway:
                 f"no gateway issued the inference id {request.inference_id!r}; send the `id` of a chat completion",
                 "inference_id", "unknown_inference",
             )
-        event = _feedback_event(request)
+        event = request.event(now_ms())
         await self._acknowledged(
             kafka.out(
                 event, source=SOURCE, partition=partition_of(event.inference_id, _FEEDBACK_PARTITIONS),
-                event_id=event.feedback_id, causation_id=event.inference_id,
+                event_id=f"{event.feedback_id}/{event.said_ms}", causation_id=event.inference_id,
             )
         )
         self.metrics.feedback(event.metric_name)
@@ -248,13 +248,6 @@ class Gateway:
         except (BufferError, TimeoutError, ConnectionError) as error:
             message = "the feedback was not stored; send it again"
             raise ApiError(503, message, None, "not_stored", retry_after_s=5) from error
-
-
-def _feedback_event(request: FeedbackRequest) -> FeedbackGiven:
-    return FeedbackGiven(
-        inference_id=request.inference_id, metric_name=request.metric_name, value=request.value,
-        feedback_id=request.feedback_id or f"feedback-{uuid7_hex()}", subject_id=request.user, tags=request.tags,
-    )
 
 
 def _abandon(submitted: asyncio.Future[Ticket]) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 import msgspec
 
+from schemas.events import FeedbackGiven, Message
+from schemas.identity import content_hash
 from schemas.policy import ModelPolicy
 from serving.errors import bad_request, too_large
+from streams.join.rules import TEXTS, fits, kind_of
 
 # With labels, answer and feedback beside it, what a request says still fits into a record of Kafka's 1 MiB.
 MAX_BODY_BYTES = 768 * 1024
@@ -22,6 +25,8 @@ MAX_INFERENCE_ID = 128
 # Beyond this no rule of `streams.prepare` takes an answer.
 MAX_FEEDBACK_TEXT = 32_000
 MAX_SCORE = 1e9
+# Unix times in ms: what is smaller was meant as seconds (this is 2001), what is larger is in no calendar.
+FIRST_MS, LAST_MS = 10**12, 253_402_300_799_999
 SEED_BITS = 63
 
 
@@ -33,6 +38,9 @@ class ContentPart(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True):
     role: str
     content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
     def text(self) -> str:
         if isinstance(self.content, list):
@@ -65,6 +73,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     def turns(self) -> list[dict[str, str]]:
         return [{"role": message.role, "content": message.text()} for message in self.messages]
 
+    def whole_turns(self) -> list[Message]:
+        """The turns as they are recorded, with the calls that stand in them."""
+        return [
+            Message(
+                role=turn.role, content=turn.text(), name=turn.name or "", tool_call_id=turn.tool_call_id or "",
+                tool_calls=msgspec.json.encode(turn.tool_calls).decode() if turn.tool_calls else "",
+            )
+            for turn in self.messages
+        ]
+
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
@@ -73,7 +91,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeedbackRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user said of one answer."""
+    """What a user said of one answer; `author` says it, where that is not the user, at `said_ms` (Unix; 0 = now)."""
 
     inference_id: str
     metric_name: str
@@ -81,6 +99,18 @@ class FeedbackRequest(msgspec.Struct, frozen=True, kw_only=True):
     feedback_id: str = ""
     user: str = ""
     tags: dict[str, str] = {}
+    author: str = ""
+    said_ms: int = 0
+    episode: str = ""
+
+    def event(self, now_ms: int) -> FeedbackGiven:
+        """What is published. Without an id it is the one opinion on this answer by this metric: sent again, a retry."""
+        given = self.feedback_id or f"feedback-{content_hash(self.inference_id, self.metric_name)}"
+        return FeedbackGiven(
+            inference_id=self.inference_id, metric_name=self.metric_name, value=self.value, feedback_id=given,
+            subject_id=self.user, tags=self.tags, author=self.author, said_ms=self.said_ms or now_ms,
+            episode=self.episode,
+        )
 
 
 _chat = msgspec.json.Decoder(ChatRequest)
@@ -99,6 +129,8 @@ def parse_chat(body: bytes) -> ChatRequest:
         _check_text(message.role, MAX_ROLE, f"messages[{index}].role")
         if message.role not in ("system", "developer", "user", "assistant", "tool"):
             raise bad_request(f"unknown role {message.role!r}", f"messages[{index}].role")
+        _check_text(message.name or "", MAX_NAME, f"messages[{index}].name")
+        _check_text(message.tool_call_id or "", MAX_NAME, f"messages[{index}].tool_call_id")
     if not request.messages[-1].text().strip():
         where = f"messages[{len(request.messages) - 1}].content"
         raise bad_request("the last message is empty: there is nothing to answer", where, "empty_prompt")
@@ -156,33 +188,25 @@ def parse_feedback(body: bytes, policies: dict[str, ModelPolicy]) -> FeedbackReq
     """Raises `ApiError` (400, 413) for a metric that no model configures or a value of another type."""
     request: FeedbackRequest = _decode(_feedback, body)
     for name, longest in (("inference_id", MAX_INFERENCE_ID), ("metric_name", MAX_NAME), ("feedback_id", MAX_ID),
-                          ("user", MAX_ID)):  # fmt: skip
+                          ("user", MAX_ID), ("author", MAX_ID), ("episode", MAX_ID)):  # fmt: skip
         _check_text(getattr(request, name), longest, name)
     _check_pairs(request.tags, "tags")
     if isinstance(request.value, str):
         _check_text(request.value, MAX_FEEDBACK_TEXT, "value")
     elif not -MAX_SCORE <= request.value <= MAX_SCORE:
         raise bad_request(f"value is not within {-MAX_SCORE:.0f} and {MAX_SCORE:.0f}", "value", "out_of_range")
-    kinds = {"demonstration": "text", "preferred": "text"}
-    for policy in policies.values():
-        kinds |= policy.metrics
-    kind = kinds.get(request.metric_name)
-    if kind is None:
-        known = ", ".join(sorted(kinds))
+    if request.said_ms and not FIRST_MS <= request.said_ms <= LAST_MS:
+        raise bad_request(f"said_ms is {request.said_ms}; expected Unix time in ms", "said_ms", "out_of_range")
+    metrics = {name: kind for policy in policies.values() for name, kind in policy.metrics.items()}
+    kind = kind_of(request.metric_name, metrics)
+    if not kind:
+        known = ", ".join(sorted({*TEXTS, *metrics}))
         message = f"no metric {request.metric_name!r} is configured; known: {known}"
         raise bad_request(message, "metric_name", "unknown_metric")
-    if not _fits(request.value, kind):
+    if not fits(request.value, kind):
         shown = request.value[:MAX_NAME] if isinstance(request.value, str) else request.value
         raise bad_request(f"{request.metric_name} takes a {kind}, got {shown!r}", "value", "wrong_type")
     return request
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if kind == "boolean":
-        return isinstance(value, bool)
-    if kind == "text":
-        return isinstance(value, str) and bool(value.strip())
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

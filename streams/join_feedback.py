@@ -1,9 +1,9 @@
 """`join-feedback`: pairs an answer with what was said of it and writes the training record that follows.
 
-A Faust application. Reads `usage.inferences` and `usage.feedback`, writes `training.raw`, and what is malformed or
-found no answer in time to its dead letters. Either may come first. Feedback may come from any producer with any
-partitioner, so it is re-keyed by its inference before it meets the tables; the inferences are keyed that way
-already. The rules, the rows and their expiry stand in `streams.join`.
+A Faust application. Reads `usage.inferences` and `usage.feedback`, writes `training.raw`, and what is malformed, does
+not fit its metric or found no answer in time to its dead letters. Either may come first. Feedback may come from any
+producer with any partitioner, so it is re-keyed by its inference before it meets the tables; the inferences are keyed
+that way already. The rules, the rows and their expiry stand in `streams.join`.
 
 At least once: a record's id is derived from the inference and the kind, so that saying it twice, or a later
 correction, replaces instead of adding. A mark is kept, and waiting feedback is given up, only after the broker has
@@ -37,11 +37,12 @@ from streams.disk_tables import Round, disk_table, erase, parts, remove
 from streams.faust_app import Sender, bytes_topic, create_internal, faust_app, record_of, take
 from streams.join import expiry, rows
 from streams.join.rows import FEEDBACK, GROUP, INFERENCES, REKEYED, Answer, Waiting
-from streams.join.rules import Lesson, to_write, training_record
+from streams.join.rules import Lesson, kind_of, to_write, training_record, unfit
 from streams.kafka import Out, Record
 
 log = logging.getLogger(__name__)
 NO_ANSWER = "InferenceMissing"
+MOST_UNKNOWN = 100  # metrics that are no model's, of which the log speaks
 # Of a training record, without its headers: what a broker takes (1 MiB) even where nothing of it can be compressed.
 LARGEST_BYTES = 900_000
 
@@ -79,6 +80,7 @@ class Join:
         self._waiting = disk_table(app, "waiting", rows.PARTITIONS)
         self._old, self._late = Round(self._answers), Round(self._waiting)
         self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._unknown: set[tuple[str, str]] = set()
 
     async def rekey(self, event: Any) -> None:
         """Send feedback on to the partition of its answer, and a deletion to all of them."""
@@ -146,17 +148,30 @@ class Join:
         """Write the training records that follow from feedback on an answer, then the marks of what was written."""
         policy = self._policies.get(inference.model)
         metrics, thresholds = (policy.metrics, policy.thresholds) if policy else ({}, {})
-        lessons, causes = [], {}
+        lessons: list[tuple[Lesson, Record]] = []
         for feedback in said:
             pair = await self._decoded(feedback)
-            if pair is not None and (record := training_record(inference, pair[1], metrics, thresholds)):
-                lessons.append(Lesson(record, pair[0]))
-                causes[pair[0].id] = feedback
-        written, made = to_write(answer.made, lessons)
-        await self._sender.send_all([_written(lesson, causes[lesson.cause.id]) for lesson in written])
+            if pair is None:
+                continue
+            if wrong := unfit(pair[1], metrics):
+                await self._refuse(feedback, wrong)
+                continue
+            self._note_unknown(inference.model, pair[1].metric_name, metrics)
+            if record := training_record(inference, pair[1], metrics, thresholds):
+                lessons.append((Lesson(record, *pair), feedback))
+        written, made = to_write(answer.made, [lesson for lesson, _ in lessons])
+        causes = {id(lesson): feedback for lesson, feedback in lessons}
+        await self._sender.send_all([_written(lesson, causes[id(lesson)]) for lesson in written])
         if made != answer.made:
             kept = msgspec.structs.replace(answer, made=made)
             self._answers[inference.inference_id.encode()] = rows.pack(kept)
+
+    def _note_unknown(self, model: str, metric: str, metrics: Mapping[str, str]) -> None:
+        """Say once that a metric is none of its model's: ClickHouse has what was said, nothing else uses it."""
+        unknown = (model, metric[:64])
+        if not kind_of(metric, metrics) and unknown not in self._unknown and len(self._unknown) < MOST_UNKNOWN:
+            self._unknown.add(unknown)
+            log.warning("%s has no metric %r: what is said by it is stored, and teaches nothing", *unknown)
 
     async def _forget_answer(self, partition: int, key: bytes) -> None:
         await erase(self._waiting, partition, list(self._waiting_for(partition, key)))
@@ -197,10 +212,13 @@ class Join:
             self._budget.count(refused=False)
             return pair
         except (ContractError, MadeUpIdError) as error:
-            self._budget.count(refused=True)
-            await self._sender.send(dead_letter(GROUP, record, str(error)))
-            await asyncio.sleep(self._budget.wait_s())
+            await self._refuse(record, str(error))
             return None
+
+    async def _refuse(self, record: Record, reason: str) -> None:
+        self._budget.count(refused=True)
+        await self._sender.send(dead_letter(GROUP, record, reason))
+        await asyncio.sleep(self._budget.wait_s())
 
 
 def build(

@@ -100,10 +100,12 @@ class Bench:
 
     def say(
         self, inference_id: str, metric: str, value: Any, partition: int | None = None,
-        time_ms: int | None = None, **client: Any,
+        time_ms: int | None = None, feedback_id: str = "", said_ms: int = 0, author: str = "", **client: Any,
     ) -> bytes:  # fmt: skip
         """As any application would: JSON without headers, wherever its own partitioner puts it. Its key."""
+        more = {"feedback_id": feedback_id, "said_ms": said_ms, "author": author}
         body = {"inference_id": inference_id, "metric_name": metric, "value": value}
+        body |= {name: said for name, said in more.items() if said}
         key = fresh("feedback").encode()
         headers = [] if time_ms is None else [("ce_time", iso_time(time_ms).encode())]
         publish(self.bootstrap, [Out(FEEDBACK, key, msgspec.json.encode(body), headers, partition)], **client)

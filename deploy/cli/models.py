@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy import version_lineage
+from deploy import live_quality, version_lineage
 from deploy.cli.commands import decision_on, publish
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
 from schemas.events import ModelStateChanged, RollbackRequested, Version
 from streams.clickhouse import rows
+from streams.monitor.known import quality_of
 from streams.register import read_registry
 from streams.registry import find
 
@@ -34,6 +35,8 @@ def ls(format: Format = Format.table) -> None:
         table.append(_row(name, 0, champion, policy.base, None))
         table += [_row(name, v.version, champion, v.base, v) for v in (state.versions if state else [])]
     show(table, format)
+    for line in live_quality.unknown(lambda: context.clickhouse(writes=False), context.settings.models):
+        err.print(line)
 
 
 def _row(model: str, version: int, champion: int, base: str, entry: Version | None) -> dict[str, Any]:
@@ -70,10 +73,11 @@ def show_model(
         digest=entry.digest,
     )
     checks = json.loads(found[0]["checks"]) if found else []
+    facts = {**_facts(model, entry), "quality is known": quality_of(client, model).why or "yes"}
     if format is Format.json:
-        show([{**_facts(model, entry), "checks": checks}], format)
+        show([{**facts, "checks": checks}], format)
         return
-    show([{"field": key, "value": value} for key, value in _facts(model, entry).items()], format)
+    show([{"field": key, "value": value} for key, value in facts.items()], format)
     show(checks, format, "no check is on record")
 
 

@@ -17,10 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.events import CandidateTrained, ModelStateChanged, ShardRef, ShardSet, ShardWritten, TaughtBy
+from schemas.personal import PERSON_FIELDS
+from schemas.shards import SHARD_SCHEMA, read_table
 from streams.artifacts import UNFINISHED, ArtifactStore, get_shard, get_shard_set, replace_shard
 from streams.losses import Loss, note_loss
 from streams.prepare.shard import counted, put_shard, ref_of
 
+# Columns that hold a person's id; a row without words keeps its unit.
+_PERSONS = [name for name in (*PERSON_FIELDS, "unit") if name in SHARD_SCHEMA.names]
 # A shard file that nothing names may belong to a transaction that is not committed yet; none stays open as long.
 ORPHANED_AFTER_S = 60.0
 # An adapter is named right after it was stored; one that is this old was left by a job that was done again.
@@ -34,13 +38,9 @@ def rewrite(
     changed = []
     for said in shards:
         ref, data = get_shard(store, ref_of(said))
-        file = pq.ParquetFile(pa.BufferReader(data))
-        # Of most shards nobody is forgotten, and these two columns tell.
-        who = file.read(columns=["subject_id", "inference_id"], use_threads=False)
-        asked = pc.is_in(who["inference_id"], value_set=pa.array(sorted(inferences), pa.string()))
-        theirs = pc.fill_null(pc.or_kleene(pc.equal(who["subject_id"], subject_id), asked), False)
+        theirs = _theirs(data, subject_id, inferences)
         if pc.any(theirs, min_count=0).as_py():
-            table = file.read()
+            table = pq.ParquetFile(pa.BufferReader(data)).read()
             kept = table.filter(pc.invert(theirs))
             path, digest, _ = put_shard(store, said.model, said.shard_id, kept)
             after = ShardRef(shard_id=said.shard_id, path=path, digest=digest, rows=kept.num_rows)
@@ -50,6 +50,15 @@ def rewrite(
         if ref.digest != said.digest:  # also where an earlier attempt rewrote it and died before it could say so
             changed.append(_said_again(store, said, ref))
     return changed
+
+
+def _theirs(data: bytes, subject_id: str, inferences: set[str]) -> pa.ChunkedArray:
+    """Which rows are about the subject, of their answers, or by them. Of most shards none is; these columns tell."""
+    who = read_table(pa.BufferReader(data), columns=["inference_id", *_PERSONS])
+    theirs = pc.is_in(who["inference_id"], value_set=pa.array(sorted(inferences), pa.string()))
+    for name in _PERSONS:
+        theirs = pc.or_(theirs, pc.fill_null(pc.equal(who[name], subject_id), False))
+    return theirs
 
 
 def _trained(gone: pa.Table) -> dict[str, int]:

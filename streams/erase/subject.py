@@ -16,6 +16,7 @@ import msgspec
 
 from schemas.events import Message
 from schemas.identity import ANSWER_ID, subject_of_record
+from schemas.personal import PERSON_FIELDS
 from streams.kafka import Record
 
 _INFERENCE = re.compile(ANSWER_ID.encode())
@@ -25,13 +26,14 @@ _WORDS = frozenset(
      "metric_name")
 )  # fmt: skip
 # An id of digits may come as a number, but a number under any other name is no id.
-_SUBJECT_FIELDS = frozenset(("subject_id", "user", "user_id", "safety_identifier", "customer_id"))
+_SUBJECT_FIELDS = frozenset((*PERSON_FIELDS, "user", "user_id", "safety_identifier", "customer_id"))
 # JSON within a JSON string is looked into this often; each time doubles its backslashes, and adds one.
 _DEEPEST = 4
 # What is larger than any record may be (a letter can be, where the record was squeezed) is searched, not parsed: a list
 # of empty lists takes 20 times its bytes.
 LARGEST_PARSED = 4 * 1024 * 1024
 _SHORTEST = 40  # no answer's id is this short
+_NAMING = [f'"{name}"'.encode() for name in (*PERSON_FIELDS, "inference_id")]
 _OUR_HEADERS = ("ce_", "__connect.", "tuneloop.")
 _ESCAPED_ASCII = re.compile(rb"\\{1,15}u00([2-7][0-9a-fA-F])")
 
@@ -40,9 +42,15 @@ class _Who(msgspec.Struct):
     """What any event with a person's words says of whose they are."""
 
     subject_id: str = ""
+    author: str = ""
+    requested_by: str = ""
+    actor: str = ""
     inference_id: str = ""
     prompt: str = ""
     messages: list[Message] = []
+
+    def names(self, subject_id: str) -> bool:
+        return subject_id != "" and subject_id in (self.subject_id, self.author, self.requested_by, self.actor)
 
 
 class _Object(list[tuple[str, Any]]):
@@ -75,7 +83,7 @@ class Subject:
             who = _decoder.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._holds(value) or self._in_headers(record)
-        if (who.subject_id and who.subject_id == self.subject_id) or who.inference_id in self.inferences:
+        if who.names(self.subject_id) or who.inference_id in self.inferences:
             return True
         if who.subject_id:  # somebody else's, unless it names two
             return _may_repeat(value) and self._may_hold(value) and self._names(_parsed(value))
@@ -95,7 +103,7 @@ class Subject:
         if not isinstance(said, _Object):
             return False
         return any(
-            (name == "subject_id" and value == self.subject_id) or (name == "inference_id" and value in self.inferences)
+            value in self.inferences if name == "inference_id" else name in PERSON_FIELDS and value == self.subject_id
             for name, value in said if isinstance(value, str)
         )  # fmt: skip
 
@@ -150,7 +158,7 @@ class Subject:
 
 def _may_repeat(value: bytes) -> bool:
     """Whether a field that says whose a record is may stand there twice; a cheap look, for it is taken of most."""
-    return value.count(b"subject_id") > 1 or value.count(b"inference_id") > 1 or b"\\u" in value
+    return any(value.count(name) > 1 for name in _NAMING) or b"\\u" in value
 
 
 def spellings(text: str) -> bytes:

@@ -9,12 +9,15 @@ from clickhouse_connect.driver.client import Client
 
 from schemas.events import ShardSet
 from schemas.landing import DATABASE, table_name
+from schemas.personal import PERSON_FIELDS
 from schemas.topics import TOPICS
 from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
 
-# Tables with a person's words: their column of the inference, which alone leads to feedback without a subject.
+# Tables with a person's words: their columns that name somebody, and that of the inference, which alone leads to
+# feedback without a subject.
 PERSONAL = [
-    (table_name(event), "inference_id" if "inference_id" in event.__struct_fields__ else "")
+    (table_name(event), [name for name in PERSON_FIELDS if name in event.__struct_fields__],
+     "inference_id" if "inference_id" in event.__struct_fields__ else "")
     for topic in TOPICS if topic.personal and topic.name != "subjects.erasures"
     for event in topic.events
 ]  # fmt: skip
@@ -41,8 +44,8 @@ def jobs_under_way(client: Client) -> list[tuple[str, ShardSet | None, ShardSet 
 
 def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s: float = 300.0) -> None:
     """Return once no row of the subject is left, nor any file that held one. Raises `TimeoutError`."""
-    for table, inference in PERSONAL:
-        theirs = "subject_id = {subject:String}"
+    for table, persons, inference in PERSONAL:
+        theirs = " OR ".join(f"{name} = {{subject:String}}" for name in persons)
         if inference:
             theirs += f" OR (inference_id != '' AND {inference} IN {{inferences:Array(String)}})"
         for some in list(in_chunks(sorted(inferences) if inference else [], KEYS_PER_STATEMENT)) or [[]]:
@@ -59,7 +62,7 @@ def delete_rows(client: Client, subject_id: str, inferences: set[str], timeout_s
 def _wait_for_old_parts(client: Client, timeout_s: float) -> None:
     """Parts that a mutation or a merge replaced lie on the disk until a cleaner comes by."""
     deadline = time.monotonic() + timeout_s
-    names = [table for table, _ in PERSONAL]
+    names = [table for table, *_ in PERSONAL]
     since = rows(client, "SELECT now() AS now")[0]["now"]
     while True:
         old = rows(

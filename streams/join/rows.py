@@ -32,10 +32,10 @@ UNREADABLE = (ValueError, IndexError, AttributeError, TypeError)
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """One answer: since when it is known (Unix ms), what was made of it, and its JSON as it came."""
+    """One answer: since when it is known (Unix ms), what was made of it (by record id), and its JSON as it came."""
 
     since_ms: int
-    made: dict[str, Mark]
+    made: dict[str, list[Mark]]
     value: bytes
 
 

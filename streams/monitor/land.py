@@ -7,7 +7,7 @@ batch counts as written. A tombstone deletes the row of its key.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -18,8 +18,9 @@ from schemas.codec import ContractError
 from schemas.events import ErasureRequested, FeedbackGiven, InferenceServed
 from schemas.identity import InferenceIds, MadeUpIdError
 from schemas.landing import DATABASE, Landed, arrow_table, table_name, tables_of
+from schemas.personal import PERSON_FIELDS
 from schemas.topics import BY_NAME, TOPICS
-from streams import failpoints, kafka, metrics
+from streams import erased, failpoints, kafka, metrics
 from streams.clickhouse import KEYS_PER_STATEMENT, UNLOGGED, in_chunks, rows
 from streams.dead_letters import Budget, dead_letter
 from streams.erased import Nobody, Suppression, nameless
@@ -27,12 +28,8 @@ from streams.kafka import Out, Record
 
 GROUP = "monitor"
 LANDED_TOPICS = [topic.name for topic in TOPICS]
-# The columns that hold the key of a record with a person's words.
-_KEY_COLUMNS = {
-    "training.raw": ("record_id", "ce_id"),
-    "usage.inferences": ("inference_id",),
-    "usage.feedback": ("feedback_id", "ce_id"),
-}
+# Topics with people's words, of one event each, which a null value under a key deletes from.
+FORGETTING = {topic.name: tables_of(topic)[0] for topic in TOPICS if topic.personal and topic.name != erased.TOPIC}
 
 
 class Rows(NamedTuple):
@@ -83,7 +80,7 @@ class ClickHouseStore:
         letters: list[Out] = []
         landed = self._admitted(self._decoded(records, letters))
         tables = {table_name(event): arrow_table(event, rows) for event, rows in landed.items() if rows}
-        deletions = [record for record in records if record.value is None and record.topic in _KEY_COLUMNS]
+        deletions = [record for record in records if record.value is None and record.topic in FORGETTING]
         return Rows(deletions, tables, letters)
 
     def write(self, pieces: list[Rows]) -> None:
@@ -140,7 +137,9 @@ class ClickHouseStore:
 
     def _kept(self, row: Landed) -> bool:
         _, event, at = row
-        if not self._erased.covers(getattr(event, "subject_id", ""), getattr(event, "inference_id", "")):
+        if not BY_NAME[at.topic].personal:
+            return True
+        if not any(self._erased.covers(who, getattr(event, "inference_id", "")) for who in _persons(event)):
             return True
         if isinstance(event, InferenceServed):
             self._erased.answered(event.subject_id, event.inference_id)
@@ -166,18 +165,19 @@ class ClickHouseStore:
                     self._delete(topic, dict(some))
 
     def _delete(self, topic: str, places: dict[str, tuple[int, int]]) -> None:
-        theirs = " OR ".join(
-            f"{column} IN {{keys:Array(String)}} AND NOT "
-            f"(_partition = transform({column}, {{keys:Array(String)}}, {{partitions:Array(Int32)}}, toInt32(-1)) AND "
-            f"_offset > transform({column}, {{keys:Array(String)}}, {{offsets:Array(Int64)}}, toInt64(-1)))"
-            for column in _KEY_COLUMNS[topic]
-        )
         partitions, offsets = zip(*places.values(), strict=True)
         self._client.command(
-            f"ALTER TABLE {DATABASE}.{tables_of(BY_NAME[topic])[0]} DELETE WHERE {theirs}",
+            f"ALTER TABLE {DATABASE}.{FORGETTING[topic]} DELETE WHERE _key IN {{keys:Array(String)}} AND NOT "
+            "(_partition = transform(_key, {keys:Array(String)}, {partitions:Array(Int32)}, toInt32(-1)) AND "
+            "_offset > transform(_key, {keys:Array(String)}, {offsets:Array(Int64)}, toInt64(-1)))",
             parameters={"keys": list(places), "partitions": list(partitions), "offsets": list(offsets)},
             settings=UNLOGGED,
         )
+
+
+def _persons(event: Any) -> set[str]:
+    """Whom an event names; "" where nobody."""
+    return {getattr(event, name, "") for name in PERSON_FIELDS}
 
 
 def _key(record: Record) -> str:
@@ -186,18 +186,15 @@ def _key(record: Record) -> str:
 
 def _not_deleted(name: str, table: pa.Table, deletions: list[Record]) -> pa.Table:
     """What `_forget` asks of stored rows, of those that came in the same batch."""
-    by_key: dict[str, list[Record]] = defaultdict(list)
+    by_key: dict[bytes, list[Record]] = defaultdict(list)
     for deletion in deletions:
-        if name == tables_of(BY_NAME[deletion.topic])[0]:
-            by_key[_key(deletion)].append(deletion)
+        if name == FORGETTING[deletion.topic]:
+            by_key[deletion.key or b""].append(deletion)
     if not by_key:
         return table
-    topic = next(iter(by_key.values()))[0].topic
-    columns = [table[column].to_pylist() for column in _KEY_COLUMNS[topic]]
-    places = zip(table["_partition"].to_pylist(), table["_offset"].to_pylist(), *columns, strict=True)
+    places = zip(*(table[column].to_pylist() for column in ("_partition", "_offset", "_key")), strict=True)
 
-    def gone(partition: int, offset: int, *keys: str) -> bool:
-        said_before = (one for key in keys for one in by_key.get(key, ()))
-        return any(one.partition != partition or offset <= one.offset for one in said_before)
+    def gone(partition: int, offset: int, key: bytes) -> bool:
+        return any(one.partition != partition or offset <= one.offset for one in by_key.get(key, ()))
 
     return table.filter(pa.array([not gone(*place) for place in places], pa.bool_()))

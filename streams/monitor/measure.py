@@ -26,6 +26,7 @@ from streams import kafka, metrics
 from streams.clickhouse import rows
 from streams.monitor.detector import Alarm, DetectorSettings, detect
 from streams.monitor.intervals import wilson
+from streams.monitor.known import quality_of
 
 log = logging.getLogger(__name__)
 SOURCE = "monitor"
@@ -67,7 +68,10 @@ class Measurer:
         return found[0]["champion"] if found else 0
 
     def look_for_drift(self, model: str, policy: ModelPolicy) -> DriftDetected | None:
-        """Raise the alarm for the serving version, once. The base (version 0) has no baseline to fall from."""
+        """Raise the alarm for the serving version, once; none while its quality is unknown.
+
+        The base (version 0) has no baseline to fall from.
+        """
         version = self.champion(model)
         if version == 0 or self._already_alarmed(model, version):
             return None
@@ -76,7 +80,7 @@ class Measurer:
             return None
         self._judged[model, version] = len(answers)
         alarm = detect(((bool(row["correct"]), row["subject_id"]) for row in answers), detector_settings(policy))
-        if alarm is None:
+        if alarm is None or not quality_of(self._client, model).known:
             return None
         event = drift_event(model, version, policy, alarm, answers)
         self._publish(event, correlation_id=event.drift_id, event_id=event.drift_id)
@@ -87,7 +91,8 @@ class Measurer:
     def _outcomes(self, model: str, version: int) -> list[dict[str, Any]]:
         return rows(
             self._client,
-            "SELECT correct, subject_id, _partition, _offset FROM tuneloop.scored_answers "
+            "SELECT correct, subject_id, toUnixTimestamp64Milli(answered_at) AS answered_ms, _partition, _offset "
+            "FROM tuneloop.scored_answers "
             "WHERE model = {model:String} AND version = {version:Int64} AND by_alias "
             "ORDER BY scored_at, _partition, _offset",
             model=model, version=version,
@@ -126,8 +131,8 @@ class Measurer:
             "FROM (SELECT * FROM tuneloop.inference_served FINAL WHERE model = {model:String} "
             "      AND ts > now() - INTERVAL 1 DAY) AS i "
             "LEFT JOIN (SELECT inference_id, count() AS scores, "
-            "           avgOrNullIf(toFloat64OrNull(value), metric_name = 'rating') AS rating "
-            "           FROM tuneloop.feedback_given FINAL GROUP BY inference_id) AS f "
+            "           avgOrNullIf(toFloat64OrNull(value), metric_name = 'rating' AND kind = 'number') AS rating "
+            "           FROM tuneloop.feedback_in_force GROUP BY inference_id) AS f "
             "  ON f.inference_id = i.inference_id "
             "GROUP BY version ORDER BY version",
             model=model,
@@ -186,7 +191,8 @@ def drift_event(
         model=model, drift_id=drift_id(model, version, policy.quality_metric, partition, offset), version=version,
         metric=policy.quality_metric, baseline=alarm.baseline, threshold=alarm.threshold, current=alarm.quality,
         evidence=alarm.evidence, average_run_length=policy.average_run_length, answers=alarm.index + 1,
-        people=alarm.people, first_partition=partition, first_offset=offset,
+        people=alarm.people, changed_at=answers[alarm.changed_at]["answered_ms"],
+        first_partition=partition, first_offset=offset,
     )
 
 

@@ -112,7 +112,8 @@ class PrepareStep:
         erased = set()
         for number, fact in enumerate(fact for reading in readings for fact in reading.facts):
             draft = drafts[fact["model"]]
-            if self._erased.covers(fact["subject_id"], fact["inference_id"]):
+            who = (fact["subject_id"], fact["inference_id"]), (fact["author"], "")
+            if any(self._erased.covers(*one) for one in who):
                 draft.dropped["erased"] += 1
                 erased.add(fact["offset"])
             else:

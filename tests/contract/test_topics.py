@@ -45,7 +45,10 @@ def test_topics_with_personal_words_can_forget_one_record(topic) -> None:
     assert topic.personal == (holds_text or topic.name.startswith(("dead.", "subjects.")))
     if topic.personal:
         assert "compact" in topic.cleanup.split(",")
-        assert topic.key in ("record id", "inference_id", "feedback id", "origin (topic/partition/offset)", "erasure_id")
+        assert topic.key in (
+            "record id", "inference_id", "inference_id/feedback_id/metric_name/said_ms", "origin (topic/partition/offset)",
+            "erasure_id",
+        )  # fmt: skip
         assert int(topic.config()["max.compaction.lag.ms"]) <= 86_400_000
     if topic.cleanup == "delete":
         assert "max.compaction.lag.ms" not in topic.config()

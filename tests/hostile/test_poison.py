@@ -14,7 +14,7 @@ import pytest
 
 from schemas import codec
 from schemas.codec import MOST_BYTES, MOST_HEADER_BYTES, ContractError, Envelope
-from schemas.events import DecisionMade, Message, RecordSubmitted
+from schemas.events import DecisionMade, FeedbackGiven, Message, RecordSubmitted
 from schemas.identity import erasure_id, normalise, subject_hash, subject_of_prompt
 from schemas.landing import arrow_table
 from schemas.policy import ModelPolicy
@@ -267,9 +267,10 @@ def test_an_integer_that_no_column_holds_lands_as_the_largest(version: int) -> N
 @pytest.mark.parametrize("answer", ["a", "é", "🙂", "\\", "\x00"])
 def test_feedback_whose_training_record_no_broker_takes_is_a_dead_letter(answer: str) -> None:
     cause = Envelope("f-1", "FeedbackGiven", "", 1)
+    said = FeedbackGiven(inference_id="i", metric_name="preferred", value="x")
     for size in (LARGEST_BYTES // 8, LARGEST_BYTES):
         made = RecordSubmitted(model=MODEL, prompt="p", completion=answer * size, record_id="sft-1")
-        out = _written(Lesson(made, cause), record(5, b"{}", "usage.feedback"))
+        out = _written(Lesson(made, cause, said), record(5, b"{}", "usage.feedback"))
         assert out.topic == ("training.raw" if len(msgspec.json.encode(made)) <= LARGEST_BYTES else "dead.join-feedback")
         assert len(out.value or b"") <= LARGEST_BYTES
 

@@ -72,9 +72,21 @@ def test_a_later_opinion_on_an_answer_holds(ahead: str) -> None:
         assert isinstance(pair[1], FeedbackGiven)
         lesson = training_record(inference, pair[1], POLICY.metrics, POLICY.thresholds)
         assert lesson is not None
-        written, made = to_write(made, [Lesson(lesson, pair[0])])
+        written, made = to_write(made, [Lesson(lesson, *pair)])
         told.append([one.record.completion for one in written])
     assert told == [["wrong"], ["right"]]
+
+
+@pytest.mark.parametrize("ahead", [NOW + 365 * DAY_MS, NOW + HOUR + 1, 2**62], ids=["next year", "an hour and a millisecond", "no year"])
+def test_what_an_opinion_says_of_its_own_time_is_bounded_too(ahead: int) -> None:
+    def dated(said_ms: int, source: str = "") -> int:
+        body = feedback("x").replace(b"}", b',"said_ms":%d}' % said_ms)
+        return said(FEEDBACK, body, iso_time(NOW - DAY_MS).encode(), NOW, source)[0].time_ms
+
+    for source in ("", "tuneloop/serve"):
+        assert dated(ahead, source) == NOW and dated(NOW - 40 * DAY_MS, source) == NOW - 30 * DAY_MS
+        assert dated(NOW - 5, source) == NOW - 5, "before what the headers say of the record"
+        assert dated(0, source) == NOW - DAY_MS, "it says nothing"
 
 
 BACK = {

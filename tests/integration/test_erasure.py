@@ -201,7 +201,13 @@ class Everywhere:
         served = [(answer_of, whose) for answer_of, whose in ((self.hers, self.jane), (self.eves, self.eve))]
         said = [kafka.out(self._answer(*one), source="serve") for one in served]
         opinions = [kafka.out(self._opinion(one), source="app") for one in (self.hers, self.eves, self.lettered)]
-        records = [landed(out, number, 1_700_000_000_000, 3) for number, out in enumerate([*said, *opinions])]
+        # What Jane says of Eve's answer, and what another version would have answered her.
+        authored = msgspec.structs.replace(self._opinion(self.eves), author=self.jane, subject_id=self.eve)
+        shadow = example(e.ShadowAnswered, self.model, inference_id=self.hers, subject_id=self.jane)
+        self.others = [kafka.out(authored, source="app"), kafka.out(shadow, source="serve")]
+        everything = [*said, *opinions, *self.others]
+        # In no partition that there is: a sink resumes behind what has landed of one.
+        records = [landed(out, number, 1_700_000_000_000, 77) for number, out in enumerate(everything)]
         landing.write([landing.read(records)])
         # The answers' own topic keeps nothing of that age; feedback that came late, and a letter, still lie about.
         self.letters = [
@@ -212,7 +218,7 @@ class Everywhere:
             Out("dead.prepare", fresh("training.raw/3/").encode(), json.dumps({"prompt": 7, "user": self.jane}).replace("/", "\\/").encode(), []),
         ]  # fmt: skip
         self.late = [msgspec.structs.replace(opinions[0], key=fresh("late").encode()), msgspec.structs.replace(opinions[2], key=fresh("late").encode())]
-        publish(bootstrap, [*self.letters, *self.late])
+        publish(bootstrap, [*self.letters, *self.late, *self.others])
 
     def _answer(self, inference: str, subject: str) -> e.InferenceServed:
         return example(e.InferenceServed, self.model, inference_id=inference, subject_id=subject)
@@ -224,6 +230,11 @@ class Everywhere:
     def stands(self, out: kafka.Out) -> bool:
         last = [record.value for record in kafka.read_to_end(self.bootstrap, out.topic) if record.key == out.key]
         return bool(last) and last[-1] is not None
+
+    def naming(self, table: str, column: str) -> int:
+        """How many rows name Jane there."""
+        counted = f"SELECT count() AS n FROM tuneloop.{table} WHERE {column} = {{jane:String}}"
+        return int(rows(self.client, counted, jane=self.jane)[0]["n"])
 
     def rows(self, table: str) -> set[str]:
         found = rows(self.client, f"SELECT inference_id FROM tuneloop.{table} WHERE inference_id IN {{ids:Array(String)}}",
@@ -238,6 +249,7 @@ def test_feedback_on_answers_older_than_their_topic_keeps_goes_with_them(
     monkeypatch.setattr(erased, "STALE_S", 0.1)
     there = Everywhere(kafka_bootstrap, clickhouse_url, store)
     assert there.rows("inference_served") == {there.hers, there.eves} and len(there.rows("feedback_given")) == 3
+    assert there.naming("feedback_given", "author") == there.naming("shadow_answered", "subject_id") == 1
     log = tmp_path / "logs" / "serve.log"
     log.parent.mkdir()
     log.write_text(f"url: /?param_subject={quote(there.jane, safe='')}&x\nuser='{there.jane}'\nuser='{there.eve}'\n")
@@ -246,9 +258,12 @@ def test_feedback_on_answers_older_than_their_topic_keeps_goes_with_them(
     asked = {"event": msgspec.to_builtins(jane), "asked_ms": int(time.time() * 1000), "id": "request-1"}
     work = child.Erasure(kafka_bootstrap, clickhouse_url, [str(log.parent)], store, asked, lambda message: None)
     receipt = work.done()
-    assert receipt["tombstones"] == {"dead.join-feedback": 1, "dead.monitor": 1, "dead.prepare": 1, "usage.feedback": 2}
+    assert receipt["tombstones"] == {
+        "dead.join-feedback": 1, "dead.monitor": 1, "dead.prepare": 1, "usage.feedback": 3, "usage.shadows": 1,
+    }  # fmt: skip
     assert [there.stands(letter) for letter in there.letters] == [False, True, False, False]
-    assert not any(there.stands(out) for out in there.late)
+    assert not any(there.stands(out) for out in [*there.late, *there.others])
+    assert there.naming("feedback_given", "author") == there.naming("shadow_answered", "subject_id") == 0
     assert there.rows("inference_served") == there.rows("feedback_given") == {there.eves}
     assert receipt["log_places"] == 2 and there.eve in log.read_text() and there.jane not in log.read_text()
     assert receipt["adapters"] == [] and receipt["jobs"] == [] and receipt["deleted"] == 0

@@ -99,6 +99,41 @@ def test_a_correction_replaces_and_older_feedback_that_comes_late_does_not(bench
     assert bench.every(answer) == ["first", "second", True]
 
 
+def test_feedback_under_one_id_is_corrected_and_retried(bench) -> None:
+    """The same value again is no news however late it comes; another metric under the same id is another opinion."""
+    answer, now = bench.answer(answer="refund"), codec.now_ms() - 60_000
+    bench.serve(answer)
+    words = (("correct", True, 1, "1"), ("correct", False, 2, "2"), ("correct", True, 3, "1"), ("demonstration", "refund", 4, "1"),
+             ("correct", True, 5, "2"))  # fmt: skip
+    for metric, value, at, identity in words:
+        bench.say(answer.inference_id, metric, value, partition=0, feedback_id=identity, said_ms=now + at, author="agent-7")
+    until(lambda: len(bench.every(answer)) >= 4, what="what was said last")
+    assert bench.every(answer) == [True, False, "refund", True]
+    by_kind = {record.kind: record for record in bench.of(answer)}
+    assert by_kind["sft"].label is True and by_kind["sft"].author == by_kind["kto"].author == "agent-7"
+
+
+def test_what_does_not_fit_its_metric_is_a_dead_letter_with_its_reason(bench) -> None:
+    early, late = bench.answer(), bench.answer(finish_reason="cancelled")
+    bench.say(late.inference_id, "rating", "5")
+    bench.serve(early)
+    for metric, value in (("correct", "true"), ("correct", 1), ("demonstration", True)):
+        bench.say(early.inference_id, metric, value)
+    bench.until_taken_in(FEEDBACK, rows.REKEYED)
+    bench.serve(late)
+    for metric, value in (("mood", "fine"), ("correct", True), ("correct", False)):
+        bench.say(late.inference_id, metric, value, partition=0)
+    until(lambda: bench.process.alive() and len(bench.letters()) >= 4, what="four letters")
+    [record] = bench.until_joined(1, late)
+    assert (record.kind, record.label) == ("kto", False), "praise of an answer that was cut off taught nothing"
+    reasons = {dict(letter.headers)["__connect.errors.exception.message"] for letter in bench.letters()}
+    assert reasons == {
+        b"`value`: rating takes a float, got a text", b"`value`: correct takes a boolean, got a text",
+        b"`value`: correct takes a boolean, got 1", b"`value`: demonstration takes a text, got True",
+    }  # fmt: skip
+    assert bench.every(early) == [] and len(bench.letters()) == 4
+
+
 def test_what_waits_together_teaches_its_newest(bench) -> None:
     answer, now = bench.answer(), codec.now_ms() - 60_000
     for text, time_ms in (("newest", now + 2), ("first", now), ("second", now + 1)):

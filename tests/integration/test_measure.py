@@ -12,7 +12,9 @@ from schemas.policy import ModelPolicy
 from streams import kafka, registry, sink
 from streams.clickhouse import connect
 from streams.kafka import Out
+from streams.monitor import measure
 from streams.monitor.intervals import wilson
+from streams.monitor.known import judged, quality_of
 from streams.monitor.land import ClickHouseStore
 from streams.monitor.measure import Measurer, note_policies
 from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
@@ -48,6 +50,16 @@ class Bench:
             right = self._random.random() < quality
             scored = e.FeedbackGiven(inference_id=served.inference_id, metric_name="correct", value=right)
             outs += [kafka.out(served, source="test"), kafka.out(scored, source="test", partition=1)]
+        publish(self.bootstrap, outs)
+
+    def shown(self, n: int, quality: float) -> None:
+        """`n` answers of which nothing is said but what the right one is."""
+        outs: list[Out] = []
+        for _ in range(n):
+            served = example(e.InferenceServed, self.model, version=1, answer="refund")
+            right = "refund" if self._random.random() < quality else "parcel"
+            shown = e.FeedbackGiven(inference_id=served.inference_id, metric_name="demonstration", value=right)
+            outs += [kafka.out(served, source="test"), kafka.out(shown, source="test", partition=1)]
         publish(self.bootstrap, outs)
 
     def land(self) -> None:
@@ -158,6 +170,8 @@ def test_a_fall_raises_one_alarm_that_a_replay_repeats_to_the_letter(bench) -> N
     drift = measurer.look_for_drift(bench.model, POLICY)
     assert drift is not None and drift.version == 1 and 250 < drift.answers <= 400
     assert drift.current < drift.threshold < drift.baseline
+    times = sorted(envelope.time_ms for envelope, _ in bench.said("usage.inferences"))
+    assert times[230] <= drift.changed_at <= times[drift.answers - 1], "about where the fall began"
     assert drift.first_partition == 1 and drift.first_offset == bench.start["usage.feedback", 1]
     # A process that starts from scratch before the alarm has landed says the same thing under the same id.
     assert bench.measurer().look_for_drift(bench.model, POLICY) == drift
@@ -196,3 +210,36 @@ def test_the_base_has_no_baseline_to_fall_from(kafka_bootstrap, clickhouse_url) 
     bench.answers(200, 0.1, version=0)
     bench.land()
     assert bench.measurer().look_for_drift(bench.model, POLICY) is None
+
+
+@pytest.mark.slow
+def test_a_fall_that_demonstrations_alone_tell_of_is_found(bench) -> None:
+    bench.shown(250, 0.93)
+    bench.land()
+    assert bench.measurer().look_for_drift(bench.model, POLICY) is None
+    bench.shown(150, 0.45)
+    bench.land()
+    measured = bench.measurer().measure(bench.model, POLICY)
+    assert measured[0].quality_n == 400 and measured[0].quality == pytest.approx(0.75, abs=0.06)
+    drift = bench.measurer().look_for_drift(bench.model, POLICY)
+    assert drift is not None and drift.current < drift.threshold and drift.changed_at > 0
+
+
+def test_failures_alone_raise_no_alarm_and_it_is_said_why(bench) -> None:
+    """A thumbs-down button alone: each of 400 opinions says that an answer was wrong."""
+    bench.answers(400, 0.0)
+    bench.land()
+    assert bench.measurer().look_for_drift(bench.model, POLICY) is None
+    quality = quality_of(connect(bench.url), bench.model)
+    assert not quality.known and "0 of the last 400 opinions" in quality.why
+
+
+@pytest.mark.slow
+def test_no_alarm_rests_on_a_quality_that_is_unknown_any_more(bench, monkeypatch) -> None:
+    bench.answers(250, 0.93)
+    bench.answers(150, 0.45)
+    bench.land()
+    monkeypatch.setattr(measure, "quality_of", lambda client, model: judged(500, 24, 500))
+    assert bench.measurer().look_for_drift(bench.model, POLICY) is None and bench.said(DRIFT) == []
+    monkeypatch.setattr(measure, "quality_of", lambda client, model: judged(500, 25, 500))
+    assert bench.measurer().look_for_drift(bench.model, POLICY) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from clickhouse_connect.driver.client import Client
 
@@ -91,7 +92,7 @@ def test_two_at_once_take_turns(clickhouse_url) -> None:
 
 @pytest.fixture(scope="module")
 def model(kafka_bootstrap: str, clickhouse_url: str) -> str:
-    """A model with eight answers of version 1, five of them scored right, one wrong, and its whole lineage."""
+    """A model with eight answers of version 1, five of them scored right, two wrong, and its whole lineage."""
     name, client = fresh("model"), connect(clickhouse_url)
     note_policies(client, {name: ModelPolicy()})
     answers = [example(e.InferenceServed, name, version=1, latency_ms=10.0 * n) for n in range(1, 9)]
@@ -99,14 +100,15 @@ def model(kafka_bootstrap: str, clickhouse_url: str) -> str:
     scores += [(6, "rating", 4), (7, "rating", 2), (6, "demonstration", "true story"), (7, "helpful", True)]
     said = [example(e.FeedbackGiven, name, inference_id=answers[n].inference_id, metric_name=metric, value=value)
             for n, metric, value in scores]  # fmt: skip
-    corrected = example(e.FeedbackGiven, name, inference_id=answers[0].inference_id, value=True)
+    said.append(example(e.FeedbackGiven, name, inference_id=answers[0].inference_id, value=True))
+    said.append(msgspec.structs.replace(said[6], value=3))  # the rating, corrected
     drift = example(e.DriftDetected, name, version=1)
     job = example(e.JobRequested, name, reason="drift", drift_id=drift.drift_id)
     candidate = example(e.CandidateTrained, name, job_id=job.job_id, drift_id=drift.drift_id)
     verdict = example(e.VerdictReached, name, job_id=job.job_id, digest=candidate.digest)
     chain = {"job_id": job.job_id, "digest": candidate.digest, "version": 1, "drift_id": drift.drift_id}
     promoted = example(e.DecisionMade, name, decision="promoted", **chain)
-    events = [*answers, *said, corrected, drift, job, candidate, verdict, promoted]
+    events = [*answers, *said, drift, job, candidate, verdict, promoted]
     topics = sorted({kafka.out(event, source="t").topic for event in events})
     start = mark(kafka_bootstrap, *topics)
     group = group_from(kafka_bootstrap, start)
@@ -123,16 +125,16 @@ def view(client: Client, name: str, model: str, column: str = "model") -> list[d
 
 def test_scored_answers_hold_the_quality_metric_once_per_answer(client, model) -> None:
     found = view(client, "scored_answers", model)
-    assert sorted(row["correct"] for row in found) == [0, 1, 1, 1, 1, 1], "a repeated score replaces, it does not add"
+    assert sorted(row["correct"] for row in found) == [0, 0, 1, 1, 1, 1, 1], "a repeated score replaces, it does not add"
     assert all(row["answered_at"] <= row["scored_at"] for row in found)
 
 
 def test_live_quality_has_an_interval_around_it(client, model) -> None:
     found = view(client, "live_quality", model)
-    assert sum(row["n"] for row in found) == 6
+    assert sum(row["n"] for row in found) == 7
     for row in found:
         assert 0 <= row["quality_low"] <= row["quality"] <= row["quality_high"] <= 1
-        assert row["quality_high"] - row["quality_low"] > 0.2, "six answers say little"
+        assert row["quality_high"] - row["quality_low"] > 0.2, "seven answers say little"
 
 
 def test_live_quality_agrees_with_the_detectors_interval(client, model) -> None:
@@ -148,7 +150,7 @@ def test_usage_daily_counts_each_request_once(client, model) -> None:
     assert sum(row["requests"] for row in found) == 8 and sum(row["input_tokens"] for row in found) == 88
     (today,) = found
     assert today["day"] == datetime.now(UTC).date()
-    assert (today["answers_with_feedback"], today["feedback_share"], today["rating"]) == (8, 1.0, 3.0)
+    assert (today["answers_with_feedback"], today["feedback_share"], today["rating"]) == (8, 1.0, 2.5), "of a rating what it was corrected to"
     assert 10 <= today["latency_ms_p50"] <= 80 and today["subjects"] == 8
 
 
@@ -157,7 +159,7 @@ def test_gen_ai_usage_speaks_opentelemetry(client, model) -> None:
     assert len(found) == 8
     assert {row["gen_ai.usage.input_tokens"] for row in found} == {11}
     assert max(row["gen_ai.client.operation.duration"] for row in found) == 0.08
-    assert all(str(row["gen_ai.response.id"]).startswith("inference-") for row in found)
+    assert all(str(row["gen_ai.response.id"]).startswith("chatcmpl-") for row in found)
 
 
 def test_lineage_tells_the_whole_chain_in_one_row(client, model) -> None:

@@ -299,13 +299,14 @@ def test_a_crash_before_the_dead_letters_loses_none(bench) -> None:
 @pytest.mark.parametrize("together", [True, False], ids=["in one batch", "later"])
 @pytest.mark.parametrize(
     ("event", "key_field"),
-    [(e.InferenceServed, "inference_id"), (e.RecordSubmitted, "record_id"), (e.FeedbackGiven, "feedback_id")],
+    [(e.InferenceServed, "inference_id"), (e.RecordSubmitted, "record_id"), (e.FeedbackGiven, "feedback_id"),
+     (e.ShadowAnswered, "inference_id")],
 )
 def test_a_tombstone_deletes_its_row_and_no_other(bench, event, key_field, together) -> None:
     gone, kept = example(event, bench.model), example(event, bench.model)
     topic = next(topic.name for topic in TOPICS if event in topic.events)
-    tombstone = Out(topic, getattr(gone, key_field).encode(), None, partition=0)
     said = [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)]
+    tombstone = Out(topic, said[0].key, None, partition=0)
     publish(bench.bootstrap, [*said, tombstone] if together else said)
     bench.land([topic])
     if not together:
@@ -323,8 +324,8 @@ def test_a_tombstone_deletes_its_row_and_no_other(bench, event, key_field, toget
 def test_a_deletion_outlives_a_crash_right_after_the_rows(bench, together) -> None:
     """The rows behind it are stored, so its offset is never read again: it must have been carried out before them."""
     gone, kept = (example(e.FeedbackGiven, bench.model) for _ in range(2))
-    tombstone = Out("usage.feedback", gone.feedback_id.encode(), None, partition=0)
     said = [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)]
+    tombstone = Out("usage.feedback", said[0].key, None, partition=0)
     publish(bench.bootstrap, [said[0]])
     if not together:
         bench.land(["usage.feedback"])
@@ -338,6 +339,18 @@ def test_a_deletion_outlives_a_crash_right_after_the_rows(bench, together) -> No
     bench.land(["usage.feedback"])
     until(lambda: bench.count(e.FeedbackGiven) == 1, 10, "one row")
     assert bench.count(e.FeedbackGiven, f"feedback_id = '{kept.feedback_id}'") == 1
+
+
+def test_a_deletion_under_an_applications_own_key_takes_that_record_alone(bench) -> None:
+    """Two answers, feedback on each under the id "1": what deletes the one is no word on the other."""
+    said = [kafka.out(example(e.FeedbackGiven, bench.model, feedback_id="1"), source=bench.source, partition=0) for _ in range(2)]
+    keys = [f"{bench.model}/{n}".encode() for n in range(2)]
+    publish(bench.bootstrap, [*said, *(msgspec.structs.replace(out, key=key) for out, key in zip(said, keys, strict=True))])
+    bench.land(["usage.feedback"])
+    publish(bench.bootstrap, [Out("usage.feedback", key, None, partition=0) for key in (keys[0], said[1].key, b"1")])
+    bench.land(["usage.feedback"])
+    until(lambda: bench.count(e.FeedbackGiven) == 2, 10, "two rows")
+    assert all(bench.count(e.FeedbackGiven, f"_key = '{key.decode()}'") == 1 for key in (keys[1], said[0].key or b""))
 
 
 def test_a_record_said_again_after_its_deletion_stays(bench) -> None:
@@ -369,7 +382,8 @@ def test_a_key_that_two_partitions_delete_keeps_what_each_says_after(bench) -> N
 def test_a_batch_written_after_others_went_on_brings_nothing_back(bench, monkeypatch, told_by: str) -> None:
     """A process that slept past its session: the heir has carried out a deletion of what the sleeper then writes."""
     topic, (gone, kept) = "usage.feedback", (example(e.FeedbackGiven, bench.model) for _ in range(2))
-    publish(bench.bootstrap, [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)])
+    said = [kafka.out(one, source=bench.source, partition=0) for one in (gone, kept)]
+    publish(bench.bootstrap, said)
     writing, refused, messages_of = threading.Event(), threading.Event(), kafka.messages_of
     if told_by == "commit":
         lost = KafkaError(KafkaError.UNKNOWN_MEMBER_ID)
@@ -387,7 +401,7 @@ def test_a_batch_written_after_others_went_on_brings_nothing_back(bench, monkeyp
             if any(piece.tables for piece in pieces):
                 writing.set()
                 refused.wait(30)
-                publish(bench.bootstrap, [Out(topic, gone.feedback_id.encode(), None, partition=0)])
+                publish(bench.bootstrap, [Out(topic, said[0].key, None, partition=0)])
             super().write(pieces)
 
     monkeypatch.setattr(kafka, "messages_of", fenced)

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from schemas.events import FeedbackGiven, Message
 from schemas.policy import ModelPolicy
 from serving.errors import ApiError
 from serving.requests import MAX_BODY_BYTES, field_of, parse_chat, parse_feedback
+from streams import kafka
+from tests.ids import answer
 
 TURN = {"role": "user", "content": "hi"}
 CHAT: dict[str, Any] = {"model": "support", "messages": [TURN]}
 POLICIES = {"support": ModelPolicy()}
+NOW = 1_790_000_000_000
 
 
 def refused(parse: Any, body: Any, *more: Any) -> dict[str, Any]:
@@ -40,6 +44,19 @@ def test_a_request_as_openai_clients_send_it() -> None:
     ]  # fmt: skip
     assert request.stops() == ("\n", "END") and request.conversation() == "c1"
     assert request.stream_options is not None and request.stream_options.include_usage
+
+
+def test_turns_are_recorded_whole() -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "track", "arguments": '{"order": 7}'}}]
+    request = parse_chat(json.dumps({**CHAT, "messages": [
+        {"role": "user", "content": "where is it"}, {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "on its way", "tool_call_id": "1", "name": "track"},
+    ]}).encode())  # fmt: skip
+    asked, called, told = request.whole_turns()
+    assert asked == Message(role="user", content="where is it") and called.content == ""
+    assert json.loads(called.tool_calls) == calls
+    assert told == Message(role="tool", content="on its way", tool_call_id="1", name="track")
+    assert [turn["content"] for turn in request.turns()] == ["where is it", "", "on its way"]
 
 
 def test_what_is_left_out_or_null_has_its_default() -> None:
@@ -114,6 +131,53 @@ def test_feedback_that_fits_its_metric(metric: str, value: Any) -> None:
 def test_feedback_of_another_type_is_refused(metric: str, value: Any) -> None:
     body = {"inference_id": "i", "metric_name": metric, "value": value}
     assert refused(parse_feedback, body, POLICIES) == {"status": 400, "param": "value", "code": "wrong_type"}
+
+
+def event(body: dict[str, Any], now_ms: int) -> FeedbackGiven:
+    said = {"inference_id": answer("a"), "metric_name": "correct", "value": True, **body}
+    return parse_feedback(json.dumps(said).encode(), POLICIES).event(now_ms)
+
+
+def test_feedback_is_passed_on_with_who_says_it_when_and_of_what() -> None:
+    body = {"feedback_id": "1", "user": "anna", "author": "agent-7", "said_ms": NOW - 5, "episode": "refund-1", "tags": {"a": "b"}}
+    said = event(body, NOW)
+    assert (said.feedback_id, said.subject_id, said.author) == ("1", "anna", "agent-7")
+    assert (said.said_ms, said.episode, said.tags) == (NOW - 5, "refund-1", {"a": "b"})
+    assert event({}, NOW).said_ms == NOW, "when it came"
+
+
+def test_feedback_without_an_id_is_the_same_opinion_when_it_is_sent_again() -> None:
+    first, again = event({}, NOW), event({"value": False, "author": "agent-7"}, NOW + 9)
+    assert first.feedback_id == again.feedback_id and "agent-7" not in again.feedback_id
+    others = [event({"metric_name": "rating", "value": 3}, NOW), event({"inference_id": answer("b")}, NOW)]
+    assert len({first.feedback_id, *(other.feedback_id for other in others)}) == 3
+
+
+def test_no_two_words_of_feedback_have_one_key() -> None:
+    """Compaction keeps one record of a key: a first time, and what was corrected, must outlive what was said after."""
+    words: list[dict[str, Any]] = [{"feedback_id": "1"}, {"feedback_id": "1", "inference_id": answer("b")}, {"feedback_id": "2"},
+             {"feedback_id": "1", "metric_name": "rating", "value": 2}, {"feedback_id": "1", "said_ms": NOW - 1}]  # fmt: skip
+    keys = [key(event(word, NOW)) for word in words]
+    assert len(set(keys)) == len(words)
+    assert keys[0] == f"{answer('a')}/1/correct/{NOW}".encode() == key(event({"feedback_id": "1", "value": False}, NOW))
+    unnamed = FeedbackGiven(inference_id=answer("a"), metric_name="correct", value=True)
+    assert kafka.out(unnamed, source="t", event_id="x").key == f"{answer('a')}/x/correct/0".encode()
+
+
+def key(said: FeedbackGiven) -> bytes | None:
+    return kafka.out(said, source="serve").key
+
+
+@pytest.mark.parametrize("said_ms", [1_763_700_000, -1, 10**15, 2**70])
+def test_a_time_that_is_no_unix_time_in_ms_is_refused(said_ms: int) -> None:
+    body = {"inference_id": "i", "metric_name": "correct", "value": True, "said_ms": said_ms}
+    assert refused(parse_feedback, body, POLICIES) == {"status": 400, "param": "said_ms", "code": "out_of_range"}
+
+
+@pytest.mark.parametrize("field", ["author", "episode", "user", "feedback_id"])
+def test_ids_are_bounded_and_named(field: str) -> None:
+    body = {"inference_id": "i", "metric_name": "correct", "value": True, field: "x" * 65}
+    assert refused(parse_feedback, body, POLICIES) == {"status": 400, "param": field, "code": "too_long"}
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:

@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.record_submitted
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -72,6 +73,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shard_written
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -92,6 +94,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.subject_shared
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -117,6 +120,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.trigger_opened
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -141,6 +145,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.trigger_closed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -177,6 +182,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -202,6 +208,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_progressed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -224,6 +231,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_ended
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -246,6 +254,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_deferred
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -290,6 +299,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.candidate_trained
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -335,6 +345,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -362,6 +373,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_state_changed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -385,6 +397,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.base_registered
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -406,6 +419,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_configured
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -430,6 +444,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.base_add_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -452,6 +467,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.rollback_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -474,6 +490,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.training_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -496,6 +513,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_configure
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -518,6 +536,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_control_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -546,6 +565,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.decision_made
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -569,6 +589,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shares_set
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -593,6 +614,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.adapter_loaded
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -630,6 +652,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.inference_served
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -663,6 +686,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.request_ended
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -691,6 +715,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shadow_answered
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -718,6 +743,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.feedback_given
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -753,6 +779,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.performance_measured
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -785,6 +812,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.drift_detected
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -809,6 +837,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.alert_sent
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -832,6 +861,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.erasure_requested
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
@@ -859,6 +889,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.erasure_completed
     `_topic` LowCardinality(String),
     `_partition` Int32,
     `_offset` Int64,
+    `_key` String,
     `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = ReplacingMergeTree
