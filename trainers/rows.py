@@ -78,7 +78,8 @@ class Row:
 class Rows:
     """The rows that stand: what people said, answers that they called right, rows without words, what was made up.
 
-    What was called right judges, and is not learned as an example. `contested` are the facts to which more than one answer stands.
+    What was called right judges, and is not learned as an example. `contested` are the facts to which more than one
+    answer stands.
     """
 
     said: list[Row] = field(default_factory=list)
@@ -104,7 +105,7 @@ def read_rows(
     for fresh, shards in ((True, new), (False, old)):
         for ref in shards:
             table = read_table(io.BytesIO(get_shard(store, ref)[1]), _COLUMNS)
-            read += [_row(values, fresh) for values in table.to_pylist() if _is_read(values)]
+            read += [row_of(values, fresh) for values in table.to_pylist() if _is_read(values)]
     return stand(read, corrections)
 
 
@@ -140,7 +141,8 @@ def _is_read(values: dict[str, Any]) -> bool:
     return values["kind"] in (*TRAINED_KINDS, "asked") or (values["kind"] == "kto" and values["label"] is True)
 
 
-def _row(values: dict[str, Any], new: bool) -> Row:
+def row_of(values: dict[str, Any], new: bool) -> Row:
+    """A shard's row, as a plain dict, as one that a job or a verdict looks at."""
     turns = [{name: turn[name] for name in _TURN} for turn in values["messages"] or ()]
     made_up = values["origin"] in MADE_UP
     return Row(
@@ -170,7 +172,8 @@ def judging_rows(rows: Rows, most: int = 2_000) -> list[JudgingRow]:
     side adds to the weight of its rows.
     """
     common = rows.common
-    chosen = [r for r in (*rows.said, *rows.confirmed) if r.split == "test" and r.judges and r.fact not in rows.contested]
+    tested = [row for row in (*rows.said, *rows.confirmed) if row.split == "test" and row.judges]
+    chosen = [row for row in tested if row.fact not in rows.contested]
     standing_for = Counter((row.question, row.answer) for row in chosen)
     later = Counter((row.question, row.answer) for row in rows.asked if row.split == "test")
     found = []

@@ -40,6 +40,12 @@ def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     return max(0.0, (agreeing - 1 / 256) / (1 - 1 / 256))
 
 
+def similarities(some: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(n, m) similarities of n signatures with m others."""
+    agreeing = (some[:, None, :] == others[None]).mean(axis=2)
+    return np.maximum(0.0, (agreeing - 1 / 256) / (1 - 1 / 256))
+
+
 def band_keys(signatures: NDArray[np.uint8], row_salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """(rows, 8) keys: equal where a band and the row's salt are."""
     bands = np.ascontiguousarray(signatures).view("<u8")

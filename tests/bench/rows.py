@@ -11,10 +11,13 @@ import argparse
 import json
 from collections.abc import Callable, Iterable
 
+from tests.bench.kept import holdout_leak, kept_share
 from tests.bench.measure import Measured, note, rounded
 from tests.bench.promotions import pass_rate_200x5, promotion_rate_20x10, promotion_rate_50x10
 
 FIGURES: dict[str, Callable[[], Iterable[Measured]]] = {
+    "kept_share": kept_share,
+    "holdout_leak": holdout_leak,
     "promotion_rate_50x10": promotion_rate_50x10,
     "promotion_rate_20x10": promotion_rate_20x10,
     "pass_rate_200x5": pass_rate_200x5,

@@ -110,7 +110,7 @@ def compare(
     theirs, ours, then = (scores[who] for who in names)
     judged = Judged(
         tests, theirs, ours, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
-        unknown_because(rows.said),
+        unknown_because((*rows.said, *rows.confirmed)),
     )
     return _verdict(candidate, champion, judged, rows, refused, policy, store)
 

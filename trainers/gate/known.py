@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from streams.monitor.known import LAST_OPINIONS, LEAST_RIGHT
 from trainers.rows import Row
-
-LATEST, LEAST_RIGHT = 500, 0.05
 
 
 def unknown_because(rows: Iterable[Row]) -> str:
-    """Why live quality is not known, "" where it is: of the LATEST opinions under 1 in 20 says that it was right."""
-    said = sorted((row for row in rows if row.was_right is not None), key=lambda row: row.order)[-LATEST:]
+    """Why live quality is not known, "" where it is: of the last opinions under 1 in 20 says that it was right."""
+    said = sorted((row for row in rows if row.was_right is not None), key=lambda row: row.order)[-LAST_OPINIONS:]
     right = sum(bool(row.was_right) for row in said)
     if not said or right >= LEAST_RIGHT * len(said):
         return ""
