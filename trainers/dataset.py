@@ -11,20 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from schemas.policy import ModelPolicy
-from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.questions import PERIOD_MS
-from trainers.rows import Row, Rows
+from trainers.rows import Row, Rows, near_any
 
 # Of a set one unit has at most this share, or that of one in as many units as there are.
 MOST_OF_ONE = 0.1
 # What is left out for the hold-outs' sake is named beyond these shares of the job's rows, and of a class's.
 MOST_LEFT_OUT, MOST_OF_CLASS = 0.1, 0.5
-# Rows that are compared with all that is held out at once: with 2,000 of these 16 MB.
-PAIRED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -68,31 +62,14 @@ def training_set(rows: Rows, policy: ModelPolicy, *, seed: int) -> TrainingSet:
 def without_tested(rows: Sequence[Row], all_rows: Rows, similarity: float) -> list[Row]:
     """Rows whose question no hold-out asks, nor a near copy of it; a common question may be trained on and judged.
 
-    Near copies are looked for again: two preparing processes may have given one question two names.
+    Near copies are looked for again, as `Rows.common` does.
     """
-    common = all_rows.common
+    common = all_rows.common(similarity)
     held = [r for r in (*all_rows.said, *all_rows.confirmed) if r.split != "train" and r.question not in common]
     questions, facts = {row.question for row in held}, {row.fact for row in held}
     free = [row for row in rows if row.question in common or not (row.question in questions or row.fact in facts)]
-    near = _near(free, held, similarity)
+    near = near_any(free, held, similarity)
     return [row for row, alike in zip(free, near.tolist(), strict=True) if not alike or row.question in common]
-
-
-def _near(rows: Sequence[Row], held: Sequence[Row], least: float) -> NDArray[np.bool_]:
-    """Which rows' questions are like one that is held out. Every pair is compared: bands would miss one in twelve."""
-    found = np.zeros(len(rows), dtype=bool)
-    signed = [row.minhash for row in held if row.minhash]
-    if least >= 1 or not signed:
-        return found
-    theirs = _signatures(signed)
-    for start in range(0, len(rows), PAIRED_ROWS):
-        mine = _signatures([row.minhash or bytes(PERMUTATIONS) for row in rows[start : start + PAIRED_ROWS]])
-        found[start : start + len(mine)] = similarities(mine, theirs).max(axis=1) >= least
-    return found
-
-
-def _signatures(signatures: Sequence[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(signatures), dtype=np.uint8).reshape(-1, PERMUTATIONS)
 
 
 def capped(rows: Sequence[Row], most_per_period: int) -> list[Row]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.events import ShardRef
 from schemas.shards import read_table
 from streams.artifacts import ArtifactStore, get_shard
+from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.people import MADE_UP
 from streams.prepare.questions import FEW
 from streams.words import Word, standing
@@ -22,6 +26,8 @@ from streams.words import Word, standing
 TRAINED_KINDS = ("sft",)
 # Answers up to this long are classes.
 LONGEST_CLASS = 64
+# Rows that are compared with all others at once: with 2,000 of these 16 MB.
+PAIRED_ROWS = 128
 _COLUMNS = [
     "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "may_correct",
     "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
@@ -88,13 +94,41 @@ class Rows:
     made: list[Row] = field(default_factory=list)
     contested: set[str] = field(default_factory=set)
 
-    @property
-    def common(self) -> set[str]:
-        """Questions that FEW units or more have asked: people will ask them again."""
+    def common(self, similarity: float) -> set[str]:
+        """Questions that FEW units or more have asked: people will ask them again.
+
+        So is a held question that is as like one of these as `similarity`: two preparing processes may have given one
+        question two names.
+        """
         units: dict[str, set[str]] = defaultdict(set)
+        first: dict[str, Row] = {}
         for row in (*self.said, *self.confirmed, *self.asked):
             units[row.question].add(row.unit)
-        return {question for question, who in units.items() if len(who) >= FEW}
+            first.setdefault(row.question, row)
+        common = {question for question, who in units.items() if len(who) >= FEW}
+        held = {row.question for row in (*self.said, *self.confirmed) if row.split != "train"} - common
+        alike = near_any([first[one] for one in sorted(held)], [first[one] for one in sorted(common)], similarity)
+        return common | {one for one, same in zip(sorted(held), alike.tolist(), strict=True) if same}
+
+
+def near_any(rows: Sequence[Row], others: Sequence[Row], least: float) -> NDArray[np.bool_]:
+    """Which rows ask what is at least `least` like what one of the others asks.
+
+    Every pair is compared: an index by bands would miss one in twelve.
+    """
+    found = np.zeros(len(rows), dtype=bool)
+    signed = [row.minhash for row in others if row.minhash]
+    if least >= 1 or not signed:
+        return found
+    theirs = _signatures(signed)
+    for start in range(0, len(rows), PAIRED_ROWS):
+        mine = _signatures([row.minhash or bytes(PERMUTATIONS) for row in rows[start : start + PAIRED_ROWS]])
+        found[start : start + len(mine)] = similarities(mine, theirs).max(axis=1) >= least
+    return found
+
+
+def _signatures(signatures: Sequence[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(signatures), dtype=np.uint8).reshape(-1, PERMUTATIONS)
 
 
 def read_rows(
@@ -165,13 +199,13 @@ class JudgingRow:
     common: bool
 
 
-def judging_rows(rows: Rows, most: int = 2_000) -> list[JudgingRow]:
+def judging_rows(rows: Rows, similarity: float, most: int = 2_000) -> list[JudgingRow]:
     """The rows that judge, at most `most`, chosen by hash so that the choice stays the same as data grows.
 
     Contested ones do not, nor what was picked, made up or masked. Of a common question each later asker of the test
-    side adds to the weight of its rows.
+    side adds to the weight of its rows. `similarity` is what makes two questions one (`ModelPolicy`).
     """
-    common = rows.common
+    common = rows.common(similarity)
     tested = [row for row in (*rows.said, *rows.confirmed) if row.split == "test" and row.judges]
     chosen = [row for row in tested if row.fact not in rows.contested]
     standing_for = Counter((row.question, row.answer) for row in chosen)

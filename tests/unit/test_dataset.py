@@ -92,9 +92,9 @@ def test_a_correction_replaces_its_record_even_with_another_prompt(store: Artifa
 def test_a_correction_reaches_the_hold_out_whoever_was_asked(store: ArtifactStore) -> None:
     frozen = shard(store, "a", stored("where?", "refund", at=1, split="test", unit="ann"))
     corrected = shard(store, "b", stored("where?", "refund_request", at=2, unit="bob"))
-    assert judging_rows(read_rows(store, [corrected], [frozen])) == [], "nothing judges by what is no longer so"
+    assert judging_rows(read_rows(store, [corrected], [frozen]), 0.85) == [], "nothing judges by what is no longer so"
     anew = shard(store, "c", stored("where?", "refund_request", at=3, split="test", unit="ann"))
-    assert [one.row.completion for one in judging_rows(read_rows(store, [corrected, anew], [frozen]))] == ["refund_request"]
+    assert [one.row.completion for one in judging_rows(read_rows(store, [corrected, anew], [frozen]), 0.85)] == ["refund_request"]
 
 
 @pytest.mark.parametrize("origin", ["augmented", "synthetic"])
@@ -110,13 +110,13 @@ def test_a_made_up_row_falls_with_the_row_that_it_was_made_from(store: ArtifactS
 def test_a_made_up_row_is_never_read_as_peoples(store: ArtifactStore) -> None:
     made = stored("where?", "refund", origin="synthetic", record_id="m", unit="", judges=False)
     found = read_rows(store, [shard(store, "a", made)])
-    assert (found.said, len(found.made), judging_rows(found)) == ([], 1, [])
+    assert (found.said, len(found.made), judging_rows(found, 0.85)) == ([], 1, [])
 
 
 def test_contested_answers_both_teach_and_neither_judges() -> None:
     both = [row("where?", "a", "test", at=1, unit="ann"), row("where?", "b", "test", at=2, unit="bob")]
-    assert len(stand(both, "trusted").said) == 2 and judging_rows(stand(both, "trusted")) == []
-    assert [one.row.completion for one in judging_rows(stand(both, "anyone"))] == ["b"]
+    assert len(stand(both, "trusted").said) == 2 and judging_rows(stand(both, "trusted"), 0.85) == []
+    assert [one.row.completion for one in judging_rows(stand(both, "anyone"), 0.85)] == ["b"]
 
 
 def test_what_was_called_right_judges_and_is_not_learned(store: ArtifactStore) -> None:
@@ -124,12 +124,12 @@ def test_what_was_called_right_judges_and_is_not_learned(store: ArtifactStore) -
     down = stored("who?", "parcel", at=2, kind="kto", label=False, split="test", unit="ann")
     taught = stored("when?", "refund", at=3, unit="bob")
     found = read_rows(store, [shard(store, "a", up, down, taught)])
-    assert [one.row.completion for one in judging_rows(found)] == ["parcel"]
+    assert [one.row.completion for one in judging_rows(found, 0.85)] == ["parcel"]
     assert prompts(training_set(found, POLICY, seed=1).rows) == {"when?"}
     both = read_rows(store, [shard(store, "b", up, stored("where?", "parcel", at=1, split="test", unit="ann", record_id="x"))])
-    assert len(judging_rows(both)) == 1, "said in two ways it counts once"
+    assert len(judging_rows(both, 0.85)) == 1, "said in two ways it counts once"
     corrected = read_rows(store, [shard(store, "c", up, stored("where?", "refund", at=9, split="test", unit="ann"))])
-    assert [one.row.completion for one in judging_rows(corrected)] == ["refund"], "a later word holds"
+    assert [one.row.completion for one in judging_rows(corrected, 0.85)] == ["refund"], "a later word holds"
 
 
 def test_rows_of_one_moment_are_ordered_by_where_they_stood(store: ArtifactStore) -> None:
@@ -157,7 +157,7 @@ def test_no_question_of_a_hold_out_is_trained_on_nor_a_near_copy_of_it() -> None
 def test_a_question_of_many_is_trained_on_and_judged() -> None:
     many = [row("where?", split="test" if n == 0 else "train", at=n, unit=f"u{n}") for n in range(FEW)]
     assert len(training_set(said(*many), POLICY, seed=1).rows) == FEW - 1
-    (judged,) = judging_rows(said(*many))
+    (judged,) = judging_rows(said(*many), 0.85)
     assert judged.common
     assert training_set(said(*many[: FEW - 1]), POLICY, seed=1).rows == (), "asked by fewer it lies on one side"
 
@@ -165,7 +165,7 @@ def test_a_question_of_many_is_trained_on_and_judged() -> None:
 def test_each_later_asker_of_the_test_side_adds_weight() -> None:
     many = [row("where?", split="test" if n < 2 else "train", at=n, unit=f"u{n}") for n in range(FEW)]
     later = [row("where?", split=side, at=50 + n, unit=f"{side}{n}", kind="asked") for side in ("test", "train") for n in range(6)]
-    found = judging_rows(Rows(said=many, asked=later))
+    found = judging_rows(Rows(said=many, asked=later), 0.85)
     assert [(one.row.unit, one.weight) for one in found] == [("u0", 4.0), ("u1", 4.0)]
 
 
@@ -176,7 +176,7 @@ def test_no_question_of_a_hold_out_is_trained_on_whatever_the_data(data: st.Data
     everything = stand(data.draw(some))
     policy = ModelPolicy(replay_share=data.draw(st.sampled_from([0.0, 0.5, 1.0])), max_replay_examples=9)
     chosen = training_set(everything, policy, seed=0)
-    held = {entry.question for entry in everything.said if entry.split != "train"} - everything.common
+    held = {entry.question for entry in everything.said if entry.split != "train"} - everything.common(0.85)
     assert not held & {entry.question for entry in chosen.rows}
     assert chosen.new + chosen.replayed == len(chosen.rows) and chosen.replayed <= 9
 
@@ -246,7 +246,7 @@ def test_a_seed_decides_the_order_and_the_choice() -> None:
 
 def test_a_hold_out_is_bounded_and_mostly_stays_as_data_grows() -> None:
     mixed = [*rows("t", 300, split="test"), *rows("x", 50)]
-    judged = lambda some, most=2_000: prompts(one.row for one in judging_rows(said(*some), most))  # noqa: E731
+    judged = lambda some, most=2_000: prompts(one.row for one in judging_rows(said(*some), 0.85, most))  # noqa: E731
     assert judged(mixed) == prompts(rows("t", 300))
     small, grown = judged(mixed, 100), judged([*mixed, *rows("u", 30, split="test")], 100)
     assert len(small) == len(grown) == 100 and len(small & grown) >= 80

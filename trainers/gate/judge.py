@@ -95,7 +95,7 @@ def compare(
     rows = read_rows(
         store, get_shard_set(store, candidate.new_data), get_shard_set(store, candidate.replay_data), policy.corrections
     )
-    judging = judging_rows(rows)
+    judging = judging_rows(rows, policy.near_duplicate_similarity)
     base_dir = store.get_folder(candidate.base_path, candidate.base_digest)
     engine = Engine(base_dir, slots=BATCH, max_length=policy.max_prompt_tokens + policy.max_tokens, threads=2)
     try:
