@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from clickhouse_connect.driver.client import Client
 from confluent_kafka import Producer
 
 from deploy import exporting, lineage
@@ -16,9 +17,13 @@ from deploy.exporting import Chosen, FileFormat, Kind, SftForm, Split, Wanted, w
 from deploy.importing import Columns, FileError, Refusal, read
 from schemas.events import RecordSubmitted
 from schemas.identity import partition_of, subject_of_record
+from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
 from streams import kafka
+from streams.artifacts import ArtifactStore
 from streams.clickhouse import rows
+from streams.prepare.people import TEST_BY
+from trainers.rows import read_rows
 
 app = typer.Typer(no_args_is_help=True, help="Training data.")
 SHOWN_REFUSALS = 20
@@ -96,12 +101,37 @@ def ls(format: Format = Format.table) -> None:
         context.clickhouse(),
         "SELECT model, count() AS shards, sum(rows) AS rows, "
         "sumMap(JSONExtract(rows_by_kind, 'Map(String, Int64)')) AS kinds, "
-        "sumMap(JSONExtract(rows_by_split, 'Map(String, Int64)')) AS sft_splits, "
+        "sumMap(JSONExtract(rows_by_split, 'Map(String, Int64)')) AS sft_splits, sum(asked) AS asked_again, "
         "sumMap(JSONExtract(dropped, 'Map(String, Int64)')) AS dropped, "
         "sumMap(JSONExtract(masked, 'Map(String, Int64)')) AS masked "
         "FROM (SELECT * FROM tuneloop.shard_written FINAL ORDER BY _offset DESC LIMIT 1 BY shard_id) GROUP BY model",
     )
+    for row in found:
+        policy = context.settings.models.get(row["model"], ModelPolicy())
+        row["contested"] = contested(context.clickhouse(), context.store, row["model"], policy)
+        row["warnings"] = warnings(row)
     show(found, format, "no shard yet; add data with `tuneloop data add FILE --model NAME`")
+
+
+def contested(client: Client, store: ArtifactStore, model: str, policy: ModelPolicy) -> int:
+    """Questions to which two answers stand; none where the newest holds whoever says it."""
+    if policy.corrections == "anyone":
+        return 0
+    return len(read_rows(store, exporting.committed(client, model), (), policy.corrections).contested)
+
+
+def warnings(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a model's data as a whole: a split that stays empty, one reason that takes most of it."""
+    said = []
+    splits, dropped = row["sft_splits"], row["dropped"]
+    for split in ("train", "test"):
+        if sum(splits.values()) >= TEST_BY and not splits.get(split):
+            said.append(f"no row is in the {split} split")
+    submitted = row["rows"] + sum(dropped.values())
+    for reason, count in dropped.items():
+        if 2 * count > submitted:
+            said.append(f"{count} of {submitted} records were dropped: {reason}")
+    return said
 
 
 @app.command("show")

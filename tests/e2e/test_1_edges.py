@@ -8,13 +8,16 @@ import itertools
 import json
 
 import jsonschema
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
 from deploy.demo.stage import MODEL
 from deploy.why import chain
+from schemas.events import FileRef
 from streams.artifacts import folder_digest
 from tests.e2e.system import ROOT, Seen, System
+from trainers.row_files import get_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EDGES = (
@@ -95,12 +98,17 @@ def test_candidate_validated_and_deployed_model_are_the_same_adapter(system: Sys
 def test_a_verdict_carries_the_numbers_it_rests_on(system: System) -> None:
     verdict = system.topic("models.verdicts")[-1].body
     checks = {check["dataset"]: check for check in verdict["checks"]}
-    assert checks.keys() == {"recent", "frozen"}
+    assert {"recent", "older", "classes"} <= checks.keys()
     for check in checks.values():
-        assert check["passed"] and check["n"] >= check["n_required"] > 0
-        assert check["bound"] > -check["margin"]
+        assert check["passed"] and check["n"] >= check["n_required"] and check["units"] >= 20
+        assert check["bound"] > -check["margin"] and json.loads(check["details"])["clusters"] == "unit"
         assert check["candidate_mean"] - check["champion_mean"] == pytest.approx(check["difference"])
-    assert checks["frozen"]["margin"] == system.settings.models[MODEL].max_retention_loss
+    assert checks["older"]["margin"] == system.settings.models[MODEL].max_retention_loss
+    tests, scores = (get_table(system.store, msgspec.convert(verdict[name], FileRef)) for name in ("test_rows", "scores"))
+    assert tests.num_rows == scores.num_rows >= checks["recent"]["n"] + checks["older"]["n"]
+    drift = system.topic("monitor.drift")[-1].body
+    recent = [said_ms > drift["changed_at"] for said_ms in tests["said_ms"].to_pylist()]
+    assert sum(recent) == checks["recent"]["n"], "recent is what was said since the change"
 
 
 def test_performance_is_measured_for_every_version_that_was_scored(system: System) -> None:

@@ -82,6 +82,9 @@ def test_models_with_their_policies(tmp_path: Path) -> None:
         ("join_wait_days = inf", "join_wait_days .*: expected a number of days above 0, got inf"),
         ("join_wait_days = nan", "join_wait_days .*: expected a number of days above 0, got nan"),
         ("max_refused = -1", r"max_refused \(from .*tuneloop.toml\): expected 0 .no bound. to 1000000 records, got -1"),
+        ("[models.support]\ncorrections = 'nobody'", "models.support: corrections: expected one of anyone, trusted, got 'nobody'"),
+        ("[models.support]\nsmall_data = 'guess'", "models.support: small_data: expected one of widen, wait, got 'guess'"),
+        ("[models.support]\nmax_rows_per_subject = 0", "models.support: max_rows_per_subject: expected 1 or more, got 0"),
         ("[models.support]\nreplay_share = -1", "models.support: replay_share: .*got -1"),
     ],
 )
