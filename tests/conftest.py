@@ -38,8 +38,10 @@ def credentials_stay(credentials: None) -> Iterator[None]:
     os.environ.update(before)
 
 
-# Limits of milliseconds say how busy the machine is; what may not be slow has a test of its own.
-hypothesis_settings.register_profile("here", deadline=None)
+# Limits of milliseconds say how busy the machine is; what may not be slow has a test of its own. `make test-long` tries
+# the fuzzers with many more.
+hypothesis_settings.register_profile("here", deadline=None, max_examples=40)
+hypothesis_settings.register_profile("long", deadline=None, max_examples=1_000)
 hypothesis_settings.load_profile("here")
 
 
@@ -89,7 +91,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line of `make test-long` is one JSON object."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and config.option.markexpr == "long":
+    if reporter is not None and config.option.markexpr.startswith("long"):
         counts = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "skipped")}
         counts["failed"] += len(reporter.stats.get("error", ()))
         print(json.dumps(counts))

@@ -33,6 +33,8 @@ from streams import kafka
 from streams.clickhouse import connect, rows
 
 CURATED_FILE = "curated.csv"
+# How long a job may take, from the data to the version that serves; minutes on two cores that do nothing else.
+JOB_S = 600
 
 
 def play(stage: Stage, out_dir: Path) -> dict[str, Any]:
@@ -94,11 +96,11 @@ def first_model(stage: Stage, where: Addresses, client: Client) -> None:
     stage.say(f"version 1 serves ({stage.seconds['first_model']:.0f} s from the first example)", "green")
 
 
-def _follow_job(stage: Stage, client: Client, version: int, timeout_s: float = 300) -> None:
+def _follow_job(stage: Stage, client: Client, version: int) -> None:
     """Show a job's progress until `version` answers. Raises `DemoError` where a candidate is refused."""
     with stage.bar() as bars:
         task = bars.add_task("waiting for the job", total=None, note="")
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + JOB_S
         refused = _decisions(client, "refused")
         while time.monotonic() < deadline:
             if _loaded(client, version):
@@ -110,7 +112,7 @@ def _follow_job(stage: Stage, client: Client, version: int, timeout_s: float = 3
                     raise DemoError("the first candidate was refused; see `tuneloop jobs ls`")
             _show_progress(client, bars, task)
             time.sleep(0.25)
-    raise DemoError(f"version {version} did not serve within {timeout_s:.0f} s; see {stage.settings.data}/logs")
+    raise DemoError(f"version {version} did not serve within {JOB_S} s; see {stage.settings.data}/logs")
 
 
 def _loaded(client: Client, version: int) -> bool:

@@ -64,7 +64,10 @@ PREPARED = {"our": prepared, "plain": plainly_prepared}
 
 def admitted(batch: pa.Table, state: Admission) -> pa.Table:
     """The rows of a batch that say what no earlier row said, exactly or nearly."""
-    facts = [{**row, "number": number, "open": None} for number, row in enumerate(batch.to_pylist())]
+    facts = [
+        {**row, "number": number, "open": None, "named": not row["subject_id"].startswith("prompt-")}
+        for number, row in enumerate(batch.to_pylist())
+    ]
     return table_of(state.admit(facts, load.POLICY).rows, batch)
 
 

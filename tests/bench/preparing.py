@@ -36,7 +36,7 @@ from streams import kafka, transact
 from streams.artifacts import ArtifactStore
 from streams.kafka import Out, Record
 from streams.prepare.rules import Prepared, prepare
-from streams.prepare.step import PrepareStep
+from streams.prepare.step import Committed, PrepareStep
 from streams.prepare.workers import WorkerPool
 from tests.bench import load
 from tests.bench.measure import Figure, Parts, Timed, clock, ratio
@@ -52,7 +52,7 @@ class Counted(PrepareStep):
     """The step itself; sets `stop` with the last record, so that the loop ends with its commit."""
 
     def __init__(self, store: ArtifactStore, count: int, stop: threading.Event, start: float = 0.0) -> None:
-        super().__init__({load.MODEL: load.POLICY}, store, list, SPLIT_KEY,
+        super().__init__({load.MODEL: load.POLICY}, store, lambda: Committed([], []), SPLIT_KEY,
                          workers=WorkerPool({load.MODEL: load.POLICY}, SPLIT_KEY, 1))  # fmt: skip
         self.left, self.stop, self.begun, self._last = count, stop, start, 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -133,7 +133,7 @@ FIELDS = st.sampled_from([
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=5), st.booleans())
-@settings(max_examples=200, deadline=500)
+@pytest.mark.fuzz
 def test_fuzzed_configurations_are_read_or_refused(tmp_path_factory: Any, values: dict[str, Any], whole: bool) -> None:
     folder = adapter(tmp_path_factory.getbasetemp() / "fuzzed")
     (folder / "adapter_config.json").write_text(json.dumps(values if whole else PLAIN | values))

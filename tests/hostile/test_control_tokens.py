@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -193,7 +193,7 @@ def test_other_text_gives_the_ids_of_the_template(tokenizer: Any, text: str) -> 
 
 
 @given(st.sampled_from(NAMES), st.lists(TEXT | st.sampled_from(sorted(FORGERIES.values())), min_size=1, max_size=4), st.data())
-@settings(max_examples=120, deadline=None)
+@pytest.mark.fuzz
 def test_fuzzed_text_adds_no_control_token(name: str, pieces: list[str], data: st.DataObject) -> None:
     """Pieces of anything and of the tokenizer's own control tokens, whole and cut, in any order."""
     made = tokenizers()[name]

@@ -275,7 +275,10 @@ ray.shutdown()
 }
 
 
-@pytest.mark.parametrize("kind", CHILDREN)
+LONG = ("a worker of Ray",)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind in LONG)) for kind in CHILDREN])
 def test_no_child_imports_from_where_it_was_called_or_writes_for_others(kind: str, tmp_path) -> None:
     cwd, here = tmp_path / "data set from a stranger", tmp_path / "here"
     cwd.mkdir()

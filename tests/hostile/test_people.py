@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.codec import Envelope
@@ -79,7 +79,7 @@ def test_a_few_angry_people_count_once_each() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.booleans(), st.integers(0, 30)), max_size=30), st.sampled_from([0, 6, 40]),
 )
-@settings(max_examples=60, deadline=None)
+@pytest.mark.fuzz
 def test_whatever_one_person_says_and_when_raises_no_drift(script: list[tuple[int, bool, int]], people: int) -> None:
     """Others are right throughout; one person says anything, in any runs, from the first answer on."""
     said: list[Said] = []
