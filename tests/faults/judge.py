@@ -93,7 +93,8 @@ def receipts(bootstrap: str) -> set[str]:
 def shards_of(bootstrap: str) -> list[ShardWritten]:
     """Every committed shard event."""
     records = committed(bootstrap, "training.shards")
-    return [kafka.decode(record)[1] for record in records if record.value is not None]
+    events = [kafka.decode(record)[1] for record in records if record.value is not None]
+    return [event for event in events if isinstance(event, ShardWritten)]
 
 
 def shard_rows(store: ArtifactStore) -> Callable[[ShardWritten], list[tuple[int, int]] | None]:

@@ -21,7 +21,7 @@ from deploy.local.kafka import fetch_jars
 from schemas.policy import ModelPolicy
 from streams import kafka, transact
 from streams.kafka import Out, Record
-from streams.prepare.step import PrepareStep
+from streams.prepare.step import Committed, PrepareStep
 from tests.broker import Mark, Running, fresh, fresh_topic, group_from, lag, mark, publish, since
 from tests.faults import judge, oracle
 from tests.faults.feed import Steady
@@ -180,7 +180,7 @@ def test_a_damaged_shard_is_found_out(kafka_bootstrap: str, tmp_path: Path, dama
         return [shard for shard in judge.shards_of(kafka_bootstrap) if shard.model == model]
 
     def loop(stop: threading.Event) -> None:
-        step = PrepareStep({model: ModelPolicy()}, store, shards, SPLIT_KEY)
+        step = PrepareStep({model: ModelPolicy()}, store, lambda: Committed(shards(), []), SPLIT_KEY)
         transact.run(kafka_bootstrap, group, ["training.raw"], step, stop, transactional_id=group, linger_s=0.3)
 
     with Running(loop) as running:

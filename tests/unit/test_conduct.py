@@ -13,7 +13,7 @@ from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.artifacts import ArtifactStore
 from streams.conditions import HeldRows, Situation
-from streams.conduct import Conductor
+from streams.conduct import Conductor, initial_wish
 from streams.kafka import Out, Record
 from streams.situation import Facts, KnownJob, KnownShard
 from tests.broker import landed
@@ -30,8 +30,10 @@ class Known:
         self.void: tuple[KnownJob, ...] = ()
         self.answered: frozenset[str] = frozenset()
         self.unearned = False
+        self.changed: list[int] = []
 
     def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int], changed_ms: int = 0) -> Facts:
+        self.changed.append(changed_ms)
         shard = KnownShard(ShardRef(shard_id="s", path="shards/s", digest="0" * 64, rows=9), model, 10_000, 1)
         situation = Situation(1, 10_000, "" if self.free else "a job", 0, 0, base_known=True, recent=ENOUGH)
         if self.unearned:
@@ -153,3 +155,23 @@ def test_a_training_anew_that_was_void_is_again_from_the_base(tmp_path: Path) ->
     (first,) = desk.tick()
     desk.end_void(first, desk.envelopes()[0][0], from_base=True)
     assert [(job.reason, job.parent_version, job.void_before) for job in desk.tick()] == [("person", 0, 0), ("person", 0, 1)]
+
+
+def test_a_drift_counts_from_the_change_and_so_does_the_gate(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    event = example(DriftDetected, "support", drift_id="drift-1", changed_at=1_763_700_000_123)
+    asyncio.run(desk.conductor.take(said(event)))
+    (job,) = desk.tick()
+    assert job.changed_at == 1_763_700_000_123 and 1_763_700_000_123 in desk.known.changed
+
+
+def test_what_a_person_accepts_travels_with_the_job(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    asyncio.run(desk.conductor.take(said(TrainingRequested(model="support", accept="no worse", actor="jo"))))
+    (job,) = desk.tick()
+    assert (job.reason, job.accept) == ("person", "no worse")
+
+
+def test_a_refused_first_job_is_not_the_last(tmp_path: Path) -> None:
+    first, later = initial_wish("support", ["shard-1", "0"]), initial_wish("support", ["shard-1", "1763700000123"])
+    assert first.because != later.because and first == initial_wish("support", ["shard-1", "0"])
