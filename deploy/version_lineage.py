@@ -124,7 +124,8 @@ def _drift(client: Client, drift_id: str) -> Row | None:
 def _job(client: Client, job_id: str) -> Row | None:
     return _one(
         client,
-        "SELECT job_id, ts AS at, reason, method, parent_version FROM tuneloop.job_requested FINAL "
+        "SELECT job_id, ts AS at, reason, if(spec = 'null', 'lora', JSONExtractString(spec, 'method')) AS method, "
+        "parent_version FROM tuneloop.job_requested FINAL "
         "WHERE job_id = {id:String}",
         id=job_id,
     )

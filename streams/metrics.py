@@ -224,11 +224,17 @@ def produced(outs: Sequence[Out]) -> None:
             _count_dead_letters(topic.removeprefix(_DEAD), [out for out in outs if out.topic == topic])
 
 
+class _Drops(msgspec.Struct):
+    """What any event of `training.shards` says of drops."""
+
+    dropped: dict[str, int] = {}
+
+
 def _count_drops(shards: Sequence[Out]) -> None:
     # From the committed events, not from the step: what an aborted batch dropped is dropped again with the next.
     for out in shards:
         if out.value is not None:
-            for reason, n in msgspec.json.decode(out.value, type=ShardWritten).dropped.items():
+            for reason, n in msgspec.json.decode(out.value, type=_Drops).dropped.items():
                 DROPPED.labels(reason).inc(n)
 
 

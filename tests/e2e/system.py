@@ -226,11 +226,9 @@ def write_config(plan: Plan, folder: Path) -> Path:
     initial = [questions.split_of_row(question, ModelPolicy()) for question in plan.curated].count("train")
     lines = ("prepare_linger_s = 0.5\n", *(f"{name} = {value}\n" for name, value in {
         "max_retention_loss": JUDGED_LOSS, "min_holdout_examples": 20, "min_initial_examples": int(0.9 * initial),
-        "min_new_examples": 100,
+        "min_new_examples": 130,
     }.items()))  # fmt: skip
-    # Few intents are learned in half of the passes that many take.
-    recipe = f"\n[models.{MODEL}.recipe]\npasses = 8.0\n"
-    config.write_text(lines[0] + config.read_text() + "".join(lines[1:]) + recipe)
+    config.write_text(lines[0] + config.read_text() + "".join(lines[1:]))
     return config
 
 

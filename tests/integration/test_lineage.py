@@ -263,7 +263,7 @@ def test_export_writes_a_file_and_refuses_what_makes_none(story, tmp_path) -> No
 
 def test_who_was_forgotten_is_in_no_export_and_said_to_be_erased(kafka_bootstrap, clickhouse_url, tmp_path) -> None:
     """A shard that was rewritten is said again under its own id; what was before is not to be read any more."""
-    story = Story(kafka_bootstrap, clickhouse_url, tmp_path)
+    story = Story(kafka_bootstrap, clickhouse_url, data_folder(tmp_path / "data"))
     table = pq.read_table(io.BytesIO(story.store.get_bytes(story.first.path, story.first.digest)))
     kept = table.filter(pc.not_equal(table.column("record_id"), "test"))
     path, digest, size_bytes = put_shard(story.store, story.model, story.first.shard_id, kept)
@@ -271,7 +271,7 @@ def test_who_was_forgotten_is_in_no_export_and_said_to_be_erased(kafka_bootstrap
         story.first, path=path, digest=digest, size_bytes=size_bytes, erased=1, replaces=story.first.digest, **counted(kept)
     )
     story.land(again)
-    (tmp_path / "artifacts" / story.first.path).unlink()
+    (story.folder / "artifacts" / story.first.path).unlink()
     for words in ((), ("--version", f"{story.model}@1")):
         said = story.cli("data", "export", "--model", story.model, "--split", "test", *words)
         assert "no committed row is sft and test" in str(said.exception)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from schemas.codec import Envelope
-from schemas.events import JobEnded, JobProgressed, JobRequested
+from schemas.events import JobEnded, JobProgressed, JobRequested, JobSpec
 from streams import kafka, long_job, metrics
 from streams.kafka import Out
 from streams.long_job import WarmChild
@@ -40,7 +40,7 @@ class Ask:
             return None
         self._current = event
         wants = {"job_id": event.job_id, **event.recipe}
-        return wants | ({"fails": event.method} if event.method != "lora" else {})
+        return wants | ({"fails": event.spec.method} if event.spec else {})
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         fields = message or {"phase": "heartbeat"}
@@ -70,8 +70,8 @@ class Bench:
         self.start: Mark = mark(bootstrap, JOBS, PROGRESS, "dead.work")
         self.group = group_from(bootstrap, {(JOBS, 0): self.start[JOBS, 0]})
 
-    def request(self, method: str = "lora", **recipe: float) -> str:
-        job = example(JobRequested, "m", method=method, recipe=recipe)
+    def request(self, spec: JobSpec | None = None, **recipe: float) -> str:
+        job = example(JobRequested, "m", spec=spec, recipe=recipe)
         publish(self.bootstrap, [kafka.out(job, source="test")])
         return str(job.job_id)
 
@@ -165,7 +165,7 @@ def test_a_child_killed_twice_is_a_failed_job_and_the_next_one_runs(bench) -> No
 
 def test_an_error_of_the_work_is_told_and_leaves_the_child_warm(bench) -> None:
     with Running(bench.run) as running:
-        before, wrong, fine = bench.request(), bench.request(method="qlora needs a GPU"), bench.request()
+        before, wrong, fine = bench.request(), bench.request(JobSpec(method="qlora needs a GPU")), bench.request()
         running.until(lambda: len(bench.ended()) == 3, what="all ends")
     assert "ValueError: qlora needs a GPU" in bench.ended()[wrong].reason
     assert bench.ended()[before].outcome == bench.ended()[fine].outcome == "succeeded"

@@ -68,7 +68,7 @@ class Loop:
         given = put_shard_set(self.store, "m", [ref_of(self.shard)])
         return example(
             e.JobRequested, "m", base_path=self.base_path, base_digest=self.base_digest, recipe=RECIPE, new_data=given,
-            replay_data=None, parent_digest="", parent_path="", parent_version=0, method="lora", **fields,
+            replay_data=None, parent_digest="", parent_path="", parent_version=0, **fields,
         )  # fmt: skip
 
     def train(self, job: e.JobRequested, at_phase: str = "", then: Callable[[], Any] = lambda: None) -> list[Any]:
