@@ -51,7 +51,7 @@ test-whole: $(TESTS)
 
 test-parts: lint
 	@$(YIELD) $(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
-	@$(YIELD) $(BIN)/python -m pytest tests/integration tests/containers --durations=10
+	@$(YIELD) $(BIN)/python -m pytest tests/integration tests/containers -n 2 --dist loadfile --durations=10
 
 test-long: $(TESTS)
 	@$(BIN)/python -m pytest -m "long or fuzz" --hypothesis-profile=long --timeout=1800

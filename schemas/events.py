@@ -334,8 +334,8 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     that removed rows which it, or the version it was trained from, had learned from.
 
     `judge` is who judged: the registry heeds those that the model's policy names. `test_rows` and `scores` are what was
-    asked and what each scored, by row. `quality` is known | unknown: whether live feedback tells how well the champion
-    does. `superior`: shown to be better, not only no worse.
+    asked and what each scored, by row. `live_quality` is known | unknown: whether feedback tells how well the
+    champion does. `superior`: shown to be better, not only no worse.
     """
 
     job_id: str
@@ -361,7 +361,7 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     seen: FileRef | None = None
     test_rows: FileRef | None = None
     scores: FileRef | None = None
-    quality: str = "known"
+    live_quality: str = "known"
     warnings: list[str] = []
     superior: bool = False
     newest_row_ms: int = 0

@@ -53,7 +53,7 @@ class Person:
     def raw(self, number: int) -> dict[str, Any]:
         """A record of theirs as any program may submit it."""
         said = f"please help me with {self.word} number {number}"
-        return {"model": MODEL, "prompt": said, "completion": "invoice_copy", "subject_id": self.id}
+        return {"model": MODEL, "prompt": said, "completion": f"invoice_copy {number}", "subject_id": self.id}
 
 
 def submit(system: System, topic: str, partition: int, records: dict[str, bytes]) -> None:

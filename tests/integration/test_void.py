@@ -17,6 +17,7 @@ import pytest
 
 from schemas import events as e
 from schemas.codec import Envelope
+from schemas.identity import content_hash
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from streams import kafka
@@ -41,8 +42,11 @@ RECIPE = {"min_steps": 2, "max_steps": 2, "batch_examples": 2, "rank": 2}
 
 
 def row(person: str, kind: str, split: str, number: int) -> dict[str, Any]:
+    asked = content_hash(person, split)
     return {
-        "record_id": f"{person}-{split}", "subject_id": person, "inference_id": "", "kind": kind, "split": split,
+        "record_id": f"{person}-{split}", "subject_id": person, "unit": person, "inference_id": "", "kind": kind,
+        "split": split, "question": asked[:16], "input_hash": asked, "answer_hash": content_hash(number % 3),
+        "judges": True, "dated": True,
         "messages": [{"role": "user", "content": f"what does {person} say {split}"}], "completion": f"hello {number % 3}",
         "submitted_ms": number, "partition": 0, "offset": number, "origin": "import",
     }  # fmt: skip

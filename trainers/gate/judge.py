@@ -132,7 +132,7 @@ def _verdict(
     passed = not failed
     return {
         "passed": passed, "reason": "; ".join(map(_said, failed or made)), "checks": msgspec.to_builtins(made),
-        "warnings": warnings, "quality": "unknown" if judged.unknown else "known",
+        "warnings": warnings, "live_quality": "unknown" if judged.unknown else "known",
         "superior": passed and any(part.better for part in parts),
         **msgspec.to_builtins({"test_rows": _tested(store, judged, checks), "scores": _scored(store, judged)}),
     }  # fmt: skip

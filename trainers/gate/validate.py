@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 GROUP, TOPIC, SOURCE = "gate", "models.candidates", "gate"
 # What the registry knows this judge by.
 JUDGE = "gate"
-_JUDGED = ("passed", "reason", "champion_version", "void", "failed", "erasures", "warnings", "quality", "superior")
+_JUDGED = ("passed", "reason", "champion_version", "void", "failed", "erasures", "warnings", "live_quality", "superior")
 _FILES = ("test_rows", "scores")
 
 

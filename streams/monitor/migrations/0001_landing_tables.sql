@@ -332,7 +332,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `seen` String,
     `test_rows` String,
     `scores` String,
-    `quality` String,
+    `live_quality` String,
     `warnings` String,
     `superior` Bool,
     `newest_row_ms` Int64,
