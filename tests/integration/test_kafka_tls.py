@@ -21,7 +21,7 @@ from deploy.local.errors import LocalPartError
 from deploy.local.ports import free_ports
 from streams import kafka, kafka_security
 from streams.kafka import Out
-from tests.broker import fresh, fresh_topic, publish, since, until
+from tests.broker import fresh_topic, publish, since, until
 from tests.parts import ROOT
 
 # Faust as the consumers use it: an application of ours whose agent sends each record on.
@@ -110,7 +110,7 @@ def test_our_clients_and_fausts_come_in_by_one_file(tls: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("sasl.password", "guessed"), ("sasl.username", fresh("nobody")), ("ssl.ca.location", ""), ("security.protocol", "SASL_PLAINTEXT")],
+    [("sasl.password", "guessed"), ("sasl.username", "nobody-of-ours"), ("ssl.ca.location", ""), ("security.protocol", "SASL_PLAINTEXT")],
 )
 def test_nothing_less_comes_in(
     tls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
