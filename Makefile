@@ -9,7 +9,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 PIN := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal \
   --python-version 3.11
 
-.PHONY: help setup demo test test-whole test-cases test-parts test-pure test-long faults check lint bench-streams bench-rows pin generate clean
+.PHONY: help setup demo test test-whole test-parts test-pure test-long faults check lint bench-streams bench-rows pin generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,20 +40,16 @@ $(TESTS): $(READY) requirements-dev.txt
 demo: $(READY)
 	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)") $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW))
 
-# Side by side: the end-to-end tests mostly wait, for processes that start and for jobs that end. What looks at seconds
-# has the machine for itself.
+# Side by side: the end-to-end tests mostly wait, for processes that start and for jobs that end.
 test: $(TESTS)
-	@$(MAKE) --no-print-directory -j2 test-whole test-cases
-	@$(MAKE) --no-print-directory test-parts
+	@$(MAKE) --no-print-directory -j2 test-whole test-parts
 
 test-whole: $(TESTS)
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
-test-cases: lint
+test-parts: lint
 	@nice $(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
-
-test-parts: $(TESTS)
-	@$(BIN)/python -m pytest tests/integration tests/containers -n 2 --dist loadfile --durations=10
+	@nice $(BIN)/python -m pytest tests/integration tests/containers --durations=10
 
 test-long: $(TESTS)
 	@$(BIN)/python -m pytest -m "long or fuzz" --hypothesis-profile=long --timeout=1800

@@ -67,7 +67,7 @@ class RegisterStep:
 
     def _left_behind(self) -> set[str]:
         """Adapters that a decision gave up and that no candidate under way is made of again."""
-        decisions = facts(self._bootstrap, "models.decisions")
+        decisions = [one for one in facts(self._bootstrap, "models.decisions") if isinstance(one, DecisionMade)]
         decided = {one.job_id for one in decisions}
         candidates = facts(self._bootstrap, "models.candidates")
         under_way = {registry.adapter_path(one.digest) for one in candidates if one.job_id not in decided}

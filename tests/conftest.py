@@ -33,8 +33,10 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def credentials_stay(credentials: None) -> Iterator[None]:
     """A command that a test calls within this process has the credentials of its own settings, and only so long."""
     names = (kafka_security.VARIABLE, USER_VARIABLE, PASSWORD_FILE_VARIABLE, "TUNELOOP_IDENTITY_SECRET_FILE")
-    before = {name: os.environ[name] for name in names if os.environ.get(name)}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     yield
+    for name in names:
+        os.environ.pop(name, None)
     os.environ.update(before)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from schemas import events as e
 from tests.broker import fresh
-from tests.ids import answer
+from tests.ids import KEY_ID, answer
 
 SHARDS = e.ShardSet(path="sets/support/0.json", digest="0" * 64, shards=1, rows=200)
 CHECK = e.Check(
@@ -32,6 +32,7 @@ _FIXED: dict[str, Any] = {
     "metric_name": "correct",
     "value": True,
     "kind": "sft",
+    "key_id": KEY_ID,
 }
 _IDS = ("record_id", "feedback_id", "shard_id", "job_id", "drift_id", "subject_id")
 _BY_TYPE: dict[str, Any] = {"StrType": "word", "IntType": 1, "FloatType": 0.5, "BoolType": True, "DictType": {}}

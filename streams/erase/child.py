@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import ErasureRequested, ShardWritten
+from schemas.events import DecisionMade, ErasureRequested, ShardWritten
 from streams import erased, failpoints, kafka
 from streams.artifacts import ArtifactStore, open_store
 from streams.clickhouse import connect
@@ -165,7 +165,7 @@ class Erasure:
         """What learned from the rows that are gone, or is just doing so; adapters that nobody ever named go."""
         self._say("adapters")
         # In this order: a candidate that gets its number meanwhile is seen as both, never as neither.
-        decided = {one.job_id for one in facts(self._bootstrap, "models.decisions")}
+        decided = {one.job_id for one in facts(self._bootstrap, "models.decisions") if isinstance(one, DecisionMade)}
         candidates = facts(self._bootstrap, "models.candidates")
         models, _ = read_registry(self._bootstrap, settled=True)
         pending = [one for one in candidates if one.job_id not in decided]

@@ -31,6 +31,8 @@ from tests.bench import load
 from tests.ids import SPLIT_KEY
 
 PROCESSES, BATCH, ADMITTED = 2, 1_000, 5_000
+# A shard's columns with what admission needs besides.
+PREPARED_SCHEMA = SHARD_SCHEMA.append(pa.field("named", pa.bool_())).append(pa.field("open", pa.string()))
 
 
 def prepared(batch: dict[str, list[Any]]) -> pa.Table:
@@ -40,8 +42,9 @@ def prepared(batch: dict[str, list[Any]]) -> pa.Table:
         envelope, event = codec.decode("training.raw", value, None, partition=0, offset=offset, timestamp_ms=0)
         result = prepare(event, envelope, load.POLICY, SPLIT_KEY)
         if not isinstance(result, Dropped):
-            rows.append({**result.row, "partition": 0, "offset": offset})
-    return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+            opened = json.dumps(result.row["open"])
+            rows.append({**result.row, "partition": 0, "offset": offset, "open": opened})
+    return pa.Table.from_pylist(rows, schema=PREPARED_SCHEMA)
 
 
 def plainly_prepared(batch: dict[str, list[Any]]) -> pa.Table:
@@ -65,9 +68,9 @@ PREPARED = {"our": prepared, "plain": plainly_prepared}
 def admitted(batch: pa.Table, state: Admission) -> pa.Table:
     """The rows of a batch that say what no earlier row said, exactly or nearly."""
     facts = [
-        {**row, "number": number, "open": None, "named": not row["subject_id"].startswith("prompt-")}
-        for number, row in enumerate(batch.to_pylist())
+        {**row, "number": number, "open": json.loads(row["open"])} for number, row in enumerate(batch.to_pylist())
     ]
+    batch = batch.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
     return table_of(state.admit(facts, load.POLICY).rows, batch)
 
 
@@ -82,10 +85,10 @@ def main() -> None:
         raw = datasets.Dataset(table)
         rows = raw.map(
             PREPARED[kind], batched=True, batch_size=BATCH, num_proc=PROCESSES, remove_columns=raw.column_names,
-            features=features,
+            features=datasets.Features.from_arrow_schema(PREPARED_SCHEMA),
         )  # fmt: skip
         kept = rows.with_format("arrow").map(
-            admitted, batched=True, batch_size=ADMITTED, features=features, fn_kwargs={"state": state},
+            admitted, batched=True, batch_size=ADMITTED, features=features, remove_columns=["named", "open"], fn_kwargs={"state": state},
             new_fingerprint="admitted",  # the state is not to be hashed: it changes with every batch
         )  # fmt: skip
         kept.to_parquet(target)
