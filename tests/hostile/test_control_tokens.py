@@ -21,9 +21,9 @@ from serving.control_tokens import controls_of
 from serving.engine import Engine, Request
 from serving.prompts import DEFAULT_TEMPLATE, ControlTokenError, encode_completion, encode_prompt
 from tests.tiny_model import make_tiny_base
-from trainers.dataset import Row
-from trainers.gate.judge import _right
+from trainers.gate.judge import _askable, _right
 from trainers.packing import Example, encode_example
+from trainers.rows import JudgingRow, Row
 from trainers.sft import Recipe, TrainingError, train
 
 CHATML = (
@@ -254,7 +254,9 @@ def test_a_row_that_is_refused_stops_neither_training_nor_judging(tmp_path: Path
     engine = Engine(base, slots=2, max_length=64, threads=1)
     try:
         said = engine.generate([Request(ANSWERED, max_new_tokens=4)])[0].text
-        rows = [Row(messages, said, "test", "r", (0, 0, 0)) for messages in (REFUSED, ANSWERED)]
-        assert _right(engine, None, rows, 4).tolist() == [False, True]
+        rows = [JudgingRow(Row(one, said, "test", "r", (0, 0, 0)), 1.0, False) for one in (REFUSED, ANSWERED)]
+        assert _right(engine, None, rows, 4).tolist() == [0.0, 1.0]
+        asked, left_out = _askable(engine, rows, 4)
+        assert asked == rows[1:] and "1 of 2 test rows cannot be asked" in left_out[0]
     finally:
         engine.close()

@@ -17,6 +17,7 @@ from schemas.policy import ModelPolicy
 from streams.monitor.detector import DetectorSettings, detect
 from streams.monitor.intervals import wilson
 from streams.monitor.measure import performance_event
+from streams.prepare.admit import Admission
 from streams.prepare.rules import Prepared, prepare
 from streams.registry import on_performance
 from tests.ids import SECRET
@@ -177,14 +178,14 @@ def test_ids_that_were_chosen_for_the_hold_out_land_in_it_by_chance_alone(guess:
 
 def test_what_prepare_holds_out_follows_the_key_that_it_is_given() -> None:
     def held_out(key: bytes) -> list[int]:
-        made = [
-            prepare(
-                RecordSubmitted(model="support", prompt=f"Where is parcel {n}?", completion="here", subject_id=f"s{n}"),
-                Envelope("id", "RecordSubmitted", "", 1), POLICY, key,
-            )
-            for n in range(300)
-        ]  # fmt: skip
-        return [n for n, one in enumerate(made) if isinstance(one, Prepared) and one.row["split"] == "test"]
+        rows = []
+        for n in range(300):
+            # Each asks for something else: of a question that many ask, rows of later askers hold no words.
+            event = RecordSubmitted(model="support", prompt=f"{n * 7919} {n}", completion="here", subject_id=f"s{n}")
+            made = prepare(event, Envelope(f"id {n}", "RecordSubmitted", "", 1), POLICY, key)
+            assert isinstance(made, Prepared)
+            rows.append({**made.row, "offset": n, "partition": 0})
+        return [row["offset"] for row in Admission(key).admit(rows, POLICY).rows if row["split"] == "test"]
 
     mine, other = held_out(split_key(SECRET)), held_out(OTHER)
     assert mine == held_out(split_key(SECRET)) and mine != other
