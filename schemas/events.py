@@ -111,7 +111,8 @@ class RecordSubmitted(Event, frozen=True, kw_only=True):
 class ShardWritten(Event, frozen=True, kw_only=True):
     """A Parquet shard of prepared rows is stored; written in one transaction with the offsets it covers.
 
-    `rows_by_split` counts the SFT rows that people said, `units_by_split` whose they are. `dropped` counts records that
+    `rows_by_split` counts the SFT rows that people said, `units_by_split` whose they are, `undated_tests`
+    those of the test split that do not say when they were said. `dropped` counts records that
     made no row, by reason; `contradictions` the rows that answer an earlier row's
     question differently, `asked` those that keep no words (one more person asked a common question); `augmented` the
     rows that were made from others. A shard that was rewritten to forget somebody is said again under its own id:
@@ -126,6 +127,7 @@ class ShardWritten(Event, frozen=True, kw_only=True):
     rows_by_kind: dict[str, int]
     rows_by_split: dict[str, int]
     units_by_split: dict[str, int] = {}
+    undated_tests: int = 0
     rows_by_class: dict[str, int] = {}
     dropped: dict[str, int]
     masked: dict[str, int] = {}
@@ -287,7 +289,7 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     loss: float
     seconds: float
     fingerprint: list[float]
-    dtype: str = "float32"
+    dtype: str = ""
     probe: str = ""
     seen: FileRef | None = None
     reason: str = ""
@@ -356,7 +358,7 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     failed: bool = False
     erasures: list[str] = []
     judge: str = "gate"
-    dtype: str = "float32"
+    dtype: str = ""
     probe: str = ""
     seen: FileRef | None = None
     test_rows: FileRef | None = None
@@ -392,7 +394,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     quality_low: float | None = None
     quality_high: float | None = None
     erasures: list[str] = []
-    dtype: str = "float32"
+    dtype: str = ""
     probe: str = ""
     seen: FileRef | None = None
     superior: bool = False

@@ -10,6 +10,9 @@ import msgspec
 from schemas.names import Name
 
 AUGMENTATIONS = ("unpunctuated", "swapped", "dropped")
+# What a person may accept of a candidate, and what asks for no better one.
+NO_WORSE = "no worse"
+_NO_BETTER_NEEDED = ("age", "erasure")
 CORRECTIONS, SMALL_DATA = ("anyone", "trusted"), ("widen", "wait")
 
 
@@ -83,3 +86,8 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                      "near_duplicate_similarity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+
+
+def must_be_better(reason: str, accept: str) -> bool:
+    """Whether the candidate of a job must be better than what serves, not only no worse (`JobRequested`)."""
+    return reason not in _NO_BETTER_NEEDED and accept != NO_WORSE

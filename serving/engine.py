@@ -100,6 +100,11 @@ class Engine:
         """Names that requests may use, in the order they were loaded."""
         return self._holders.loaded()
 
+    @property
+    def dtype(self) -> str:
+        """The number type that it computes in, such as `float32`."""
+        return str(self._base.dtype).removeprefix("torch.")
+
     def fingerprint(self, name: str | None) -> list[float]:
         """Logits of 32 evenly spaced tokens after a fixed prompt, through adapter `name` or the base."""
         self._holders.hold(name)

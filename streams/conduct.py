@@ -23,9 +23,9 @@ import msgspec
 from faust.app import App
 
 from schemas.codec import ContractError, now_ms
-from schemas.events import DriftDetected, JobDeferred, JobRequested, ShardRef, TrainingRequested
+from schemas.events import DriftDetected, JobDeferred, JobRequested, TrainingRequested
 from schemas.identity import content_hash, job_id
-from schemas.policy import ModelPolicy
+from schemas.policy import ModelPolicy, must_be_better
 from streams import kafka
 from streams.artifacts import ArtifactStore, put_shard_set
 from streams.conditions import needed, waits_for
@@ -59,7 +59,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def better(self) -> bool:
         """Whether its candidate must be better than what serves, not only no worse."""
-        return self.reason not in ("age", "erasure") and self.accept != "no worse"
+        return must_be_better(self.reason, self.accept)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def request(model: str, policy: ModelPolicy, wish: Wish, facts: Facts, store: Ar
     assert facts.base is not None, "a wish without a base is still waiting"
     parent = None if wish.from_base else facts.champion
     new = [shard.ref for shard in facts.new]
-    replay: list[ShardRef] = facts.replay
+    replay = [shard.ref for shard in facts.old]
     if wish.from_base:  # nothing is old to a model that knows nothing
         new, replay = [*replay, *new], []
     new_data = put_shard_set(store, model, new)
@@ -174,7 +174,7 @@ class Conductor:
         if wish is None or wish.because in answered:
             return
         if wish.changed_at:  # what is recent is what was said since then
-            facts = await asyncio.to_thread(self._knowledge.facts, model, policy, mine.at_ms, wish.changed_at)
+            facts = facts.since(wish.changed_at)
         if unmet := self._unmet(facts, policy, wish):
             await self._defer(model, policy, wish, facts, unmet)
             return

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import msgspec
 from clickhouse_connect.driver.client import Client
@@ -30,6 +31,7 @@ class KnownShard:
     examples: int
     ts_ms: int
     tests: HeldRows = field(default_factory=lambda: HeldRows(0, 0))
+    undated: int = 0  # of the test rows
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,26 @@ class Facts:
     champion: Version | None
     base: BaseRegistered | None
     new: list[KnownShard] = field(default_factory=list)
-    replay: list[ShardRef] = field(default_factory=list)
+    old: list[KnownShard] = field(default_factory=list)
     answered: frozenset[str] = frozenset()
     void: tuple[KnownJob, ...] = ()
+
+    def since(self, changed_ms: int) -> Facts:
+        """The same for a drift that began then: new is what was prepared later, whatever the champion has seen."""
+        late = [shard for shard in (*self.new, *self.old) if shard.ts_ms > changed_ms]
+        early = [shard for shard in (*self.new, *self.old) if shard.ts_ms <= changed_ms]
+        counted = max(changed_ms, self.situation.last_job_ms)
+        examples = sum(shard.examples for shard in self.new if shard.ts_ms > counted)
+        situation = replace(self.situation, new_examples=examples, recent=held(late, dated=True), older=held(early))
+        return replace(self, situation=situation)
+
+
+def held(shards: Iterable[KnownShard], dated: bool = False) -> HeldRows:
+    """The test rows of these shards; `dated`: only those that say when they were said."""
+    total = HeldRows(0, 0)
+    for shard in shards:
+        total += HeldRows(shard.tests.rows - shard.undated, shard.tests.units) if dated else shard.tests
+    return total
 
 
 def wait_for_tables(client: Client, stop: threading.Event) -> None:
@@ -83,13 +102,8 @@ class Knowledge:
         self._next_offset = 0
         self._lineage: dict[str, frozenset[str]] = {}
 
-    def facts(
-        self, model: str, policy: ModelPolicy, requested: dict[str, int], changed_ms: int = 0
-    ) -> Facts:
-        """`requested` maps job ids that were asked for, but may not have landed yet, to their time (ms).
-
-        Recent is what was prepared after `changed_ms`, when a drift began; without one, what the champion has not seen.
-        """
+    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int]) -> Facts:
+        """`requested` maps job ids that were asked for, but may not have landed yet, to their time (ms)."""
         self._read_shards()
         champion = self._champion(model)
         base = self._base(policy.base)
@@ -100,29 +114,27 @@ class Knowledge:
         requested = {job: at_ms for job, at_ms in requested.items() if job not in gone}
         last_job_ms = max([*jobs.values(), *(t for j, t in requested.items() if j not in jobs)], default=0)
         new = [shard for shard in mine if shard.ref.shard_id not in used]
-
-        def is_recent(shard: KnownShard) -> bool:
-            return shard.ts_ms > changed_ms if changed_ms else shard.ref.shard_id not in used
+        old = [shard for shard in mine if shard.ref.shard_id in used]
 
         situation = Situation(
             champion=champion.version if champion else 0,
-            new_examples=sum(shard.examples for shard in new if shard.ts_ms > max(last_job_ms, changed_ms)),
+            new_examples=sum(shard.examples for shard in new if shard.ts_ms > last_job_ms),
             job_in_flight=self._in_flight(model, requested, jobs),
             last_job_ms=last_job_ms,
             jobs_last_day=sum(t > now_ms() - DAY_MS for t in {**requested, **jobs}.values()),
             base_known=base is not None,
-            recent=sum((one.tests for one in mine if is_recent(one)), HeldRows(0, 0)),
-            older=sum((one.tests for one in mine if not is_recent(one)), HeldRows(0, 0)),
+            # To a version what has no time is old, whenever it came; the first is judged by all there is.
+            recent=held(new, dated=champion is not None),
+            older=held(old),
         )
-        replay = [shard.ref for shard in mine if shard.ref.shard_id in used]
         answered = frozenset(job.because for job in known if job.job_id in jobs)
         void = tuple(job for job in known if job.job_id in gone)
-        return Facts(situation, champion, base, new, replay, answered, void)
+        return Facts(situation, champion, base, new, old, answered, void)
 
     def _read_shards(self) -> None:
         found = rows(
             self._client,
-            "SELECT model, shard_id, path, digest, rows, rows_by_split, units_by_split, "
+            "SELECT model, shard_id, path, digest, rows, rows_by_split, units_by_split, undated_tests, "
             "toUnixTimestamp64Milli(ts) AS ts_ms, _offset "
             "FROM tuneloop.shard_written FINAL WHERE _offset >= {start:Int64} ORDER BY _offset",
             start=self._next_offset,
@@ -136,7 +148,7 @@ class Knowledge:
             before = self._shards.get(ref.shard_id)
             written_ms = before.ts_ms if before else row["ts_ms"]
             self._shards[ref.shard_id] = KnownShard(
-                ref, row["model"], by_split.get("train", 0), written_ms, tests
+                ref, row["model"], by_split.get("train", 0), written_ms, tests, row["undated_tests"]
             )
 
     def _champion(self, model: str) -> Version | None:

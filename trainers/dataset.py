@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from schemas.policy import ModelPolicy
 from streams.prepare.questions import PERIOD_MS
+from streams.prepare.shard import FEWEST_SUBJECTS
 from trainers.rows import Row, Rows, near_any
 
 # Of a set one unit has at most this share, or that of one in as many units as there are.
@@ -119,7 +120,9 @@ def _warnings(before: Sequence[Row], after: Iterable[Row]) -> list[str]:
     if gone > MOST_LEFT_OUT * len(before):
         warnings.append(f"{gone} of {len(before)} training rows ask what a hold-out asks, and are left out")
     classes, left = Counter(row.class_name for row in before), Counter(row.class_name for row in free)
-    for name in sorted(classes.keys() - {""}):
+    # What fewer people than those said is somebody's words, no class.
+    people = Counter(name for name, _ in {(row.class_name, row.unit) for row in before})
+    for name in sorted(name for name in classes if name and people[name] >= FEWEST_SUBJECTS):
         if classes[name] - left[name] > MOST_OF_CLASS * classes[name]:
             lost = classes[name] - left[name]
             warnings.append(f"class {name!r}: {lost} of {classes[name]} training rows ask what a hold-out asks")

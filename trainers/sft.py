@@ -128,8 +128,8 @@ def _encoded(
         raise TrainingError(f"none of {len(examples)} examples can be trained on, the first: {why[0]}")
     if why:
         log.warning("%d of %d examples are left out, the first: %s", len(why), len(examples), why[0])
-    said = f"{len(why)} of {len(examples)} training rows are left out, the first: "
-    return encoded, (said + why[0],) if why else ()
+    what = "too long, or not in the form that the model's chat template takes; the trainer's log says which it was"
+    return encoded, (f"{len(why)} of {len(examples)} training rows are left out ({what})",) if why else ()
 
 
 def _run(

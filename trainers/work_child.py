@@ -18,6 +18,7 @@ import msgspec
 
 from schemas.events import JobRequested, ShardRef
 from schemas.policy import ModelPolicy
+from serving.base import PROBE
 from serving.engine import Engine
 from streams.artifacts import ArtifactStore, open_store, put_shard_set
 from streams.losses import as_they_stand, is_void, losses, reason
@@ -65,7 +66,7 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
         if not math.isfinite(trained.loss):
             raise JobError(f"training diverged: the loss is {trained.loss}; lower the recipe's learning_rate")
         report({"phase": "saving", "step": trained.steps, "steps": trained.steps, "loss": trained.loss})
-        fingerprint = _fingerprint(base_dir, Path(folder) / "adapter")
+        fingerprint, dtype = _fingerprint(base_dir, Path(folder) / "adapter")
         lost = losses(store, [*new, *replay], TRAINED_KINDS)
         if is_void(lost, job.void_before):
             return {"void": reason(lost)}
@@ -78,6 +79,8 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
         "tokens": trained.tokens,
         "loss": trained.loss,
         "fingerprint": fingerprint,
+        "dtype": dtype,
+        "probe": PROBE[0]["content"],
         "newest_row_ms": data.newest_row_ms,
         "warnings": [*data.warnings, *trained.warnings],
         **msgspec.to_builtins(
@@ -123,11 +126,11 @@ def _progress(progress: sft.Progress) -> dict[str, Any]:
     }
 
 
-def _fingerprint(base_dir: Path, adapter_dir: Path) -> list[float]:
-    """The adapter's logits through the very engine that will serve it."""
+def _fingerprint(base_dir: Path, adapter_dir: Path) -> tuple[list[float], str]:
+    """The adapter's logits through the very engine that will serve it, and the number type that it computes in."""
     engine = Engine(base_dir, slots=1)
     try:
         engine.load("candidate", adapter_dir)
-        return engine.fingerprint("candidate")
+        return engine.fingerprint("candidate"), engine.dtype
     finally:
         engine.close()

@@ -10,6 +10,7 @@ from deploy.cli.commands import publish
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
 from schemas.events import TrainingRequested
+from schemas.policy import NO_WORSE
 from streams.clickhouse import rows
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
@@ -49,9 +50,12 @@ def request(
     model: str,
     reason: str = "asked for on the command line",
     from_base: Annotated[bool, typer.Option(help="train anew on all data, not from the production adapter")] = False,
+    no_worse: Annotated[bool, typer.Option(help="a candidate that is no worse than what serves will do")] = False,
 ) -> None:
     """Ask for a job now, whatever the drift detector says; it starts once its other conditions hold."""
     if model not in context.settings.models:
         raise CommandError(f"no model {model!r} is configured; known: {', '.join(context.settings.models)}")
-    identity = publish(context.bootstrap, TrainingRequested(model=model, reason=reason, from_base=from_base))
+    identity = publish(context.bootstrap, TrainingRequested(
+        model=model, reason=reason, from_base=from_base, accept=NO_WORSE if no_worse else "",
+    ))  # fmt: skip
     err.print(f"asked for ({identity}); follow it with `tuneloop jobs ls` or `tuneloop why {identity}`")

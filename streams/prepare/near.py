@@ -41,9 +41,9 @@ def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 
 
 def similarities(some: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(n, m) similarities of n signatures with m others."""
-    agreeing = (some[:, None, :] == others[None]).mean(axis=2)
-    return np.maximum(0.0, (agreeing - 1 / 256) / (1 - 1 / 256))
+    """`similarity` of each of n signatures with its counterpart: (n,)."""
+    agreeing = (some == others).mean(axis=1)
+    return np.asarray(np.maximum(0.0, (agreeing - 1 / 256) / (1 - 1 / 256)))
 
 
 def band_keys(signatures: NDArray[np.uint8], row_salts: NDArray[np.uint64]) -> NDArray[np.uint64]:

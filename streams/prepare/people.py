@@ -81,7 +81,9 @@ class People:
             shared = self._shared and subject_key(self._key, row["model"], subject) in self._shared
             if not shared or (conversation and self._begun[_conversation(row)]):
                 return str(subject)
-        return f"conversation-{conversation}" if conversation else f"question-{row['question']}"
+        if conversation:
+            return f"conversation-{conversation}"
+        return f"question-{row['question']}" if row["question"] else str(subject)  # a document asks nothing
 
     def _split_of(self, row: Row, policy: ModelPolicy) -> str:
         model, unit = _unit(row)

@@ -149,7 +149,8 @@ def _row(
         "input_hash": content_hash(event.model, context),
         "minhash": signature(question),
         "answer_masks": said.masks,
-        "submitted_ms": event.said_ms if by_import and event.said_ms else envelope.time_ms,
+        # Never ahead of the record itself: what comes later could not overrule it.
+        "submitted_ms": min(event.said_ms, envelope.time_ms) if by_import and event.said_ms > 0 else envelope.time_ms,
         "dated": not by_import or event.said_ms > 0,
     }
     # What somebody called right is the answer to expect, as much as one that was given for it.

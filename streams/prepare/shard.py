@@ -82,5 +82,6 @@ def counted(rows: pa.Table) -> dict[str, Any]:
         "asked": kinds.count("asked"),
         "rows_by_split": dict(Counter(sft.column("split").to_pylist())),
         "units_by_split": dict(Counter(split for split, _ in whose)),
+        "undated_tests": sft.filter(pc.and_(pc.equal(sft["split"], "test"), pc.invert(sft["dated"]))).num_rows,
         "rows_by_class": dict(classes) if len(classes) <= MOST_CLASSES else {},
     }

@@ -51,7 +51,7 @@ def holdout_leak() -> Iterator[Measured]:
     """Test questions that fewer than five units ask and that a job trains on all the same, near copies included."""
     rows = _prepared_by_two(_asked(random.Random(7)))
     trained = training_set(rows, POLICY, seed=0).rows
-    judging = judging_rows(rows, POLICY.near_duplicate_similarity, ROWS)
+    judging = judging_rows(rows, POLICY.near_duplicate_similarity)
     unseen = [one.row for one in judging if not one.common]
     found = sum(_is_among(row, trained) for row in unseen)
     yield Measured(float(found), 0, f"of {len(unseen)} test questions, {len(trained)} rows trained on")

@@ -45,7 +45,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     e.ShardWritten(
         model="support", shard_id="shard-c0ffee", path="shards/support/shard-c0ffee.parquet", digest="aa11" * 16,
-        size_bytes=18_231, rows=206, rows_by_kind={"sft": 200, "kto": 6}, rows_by_split={"train": 161, "test": 39}, units_by_split={"train": 130, "test": 31},
+        size_bytes=18_231, rows=206, rows_by_kind={"sft": 200, "kto": 6}, rows_by_split={"train": 161, "test": 39}, units_by_split={"train": 130, "test": 31}, undated_tests=4,
         rows_by_class={"refund_not_showing_up": 12}, dropped={"duplicate": 3}, masked={"email": 2},
         source_topic="training.raw", source_partition=3, first_offset=1_000, last_offset=1_208, rules_version="1",
     ),

@@ -15,7 +15,7 @@ from streams.artifacts import ArtifactStore
 from streams.conditions import HeldRows, Situation
 from streams.conduct import Conductor, initial_wish
 from streams.kafka import Out, Record
-from streams.situation import Facts, KnownJob, KnownShard
+from streams.situation import Facts, KnownJob, KnownShard, held
 from tests.broker import landed
 from tests.examples import example
 
@@ -30,11 +30,10 @@ class Known:
         self.void: tuple[KnownJob, ...] = ()
         self.answered: frozenset[str] = frozenset()
         self.unearned = False
-        self.changed: list[int] = []
+        self.shard_ms = 1
 
-    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int], changed_ms: int = 0) -> Facts:
-        self.changed.append(changed_ms)
-        shard = KnownShard(ShardRef(shard_id="s", path="shards/s", digest="0" * 64, rows=9), model, 10_000, 1)
+    def facts(self, model: str, policy: ModelPolicy, requested: dict[str, int]) -> Facts:
+        shard = KnownShard(ShardRef(shard_id="s", path="shards/s", digest="0" * 64, rows=9), model, 10_000, self.shard_ms, ENOUGH)
         situation = Situation(1, 10_000, "" if self.free else "a job", 0, 0, base_known=True, recent=ENOUGH)
         if self.unearned:
             situation = replace(situation, new_examples=0, last_job_ms=now_ms(), jobs_last_day=99)
@@ -158,11 +157,21 @@ def test_a_training_anew_that_was_void_is_again_from_the_base(tmp_path: Path) ->
 
 
 def test_a_drift_counts_from_the_change_and_so_does_the_gate(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    event = example(DriftDetected, "support", drift_id="drift-1", changed_at=1_763_700_000_123)
+    """Shards of before it are enough for any other job, and none of them is about what changed."""
+    desk, changed_ms = Desk(tmp_path), 1_763_700_000_123
+    event = example(DriftDetected, "support", drift_id="drift-1", changed_at=changed_ms)
     asyncio.run(desk.conductor.take(said(event)))
+    assert desk.tick() == []
+    (deferred,) = [kafka.decode(landed(out))[1] for out in desk.sent if out.topic == "training.progress"][:1]
+    assert deferred.waits_for.keys() == {"new examples", "test rows"} and deferred.new_examples == 0
+    desk.known.shard_ms = changed_ms + 1
     (job,) = desk.tick()
-    assert job.changed_at == 1_763_700_000_123 and 1_763_700_000_123 in desk.known.changed
+    assert job.changed_at == changed_ms
+
+
+def test_what_has_no_time_is_no_recent_row() -> None:
+    shards = [KnownShard(ShardRef(shard_id="s", path="shards/s", digest="0" * 64, rows=9), "m", 80, 5, HeldRows(60, 30), 50)]
+    assert (held(shards), held(shards, dated=True)) == (HeldRows(60, 30), HeldRows(10, 30))
 
 
 def test_what_a_person_accepts_travels_with_the_job(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,10 +19,11 @@ from schemas.identity import content_hash, normalise, question_of
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from streams.artifacts import ArtifactError, ArtifactStore
-from streams.prepare.near import signature
+from streams.prepare.near import signature, similarity
 from streams.prepare.questions import FEW, PERIOD_MS
+from trainers import rows as rows_module
 from trainers.dataset import capped, training_set
-from trainers.rows import Row, Rows, judging_rows, read_rows, stand
+from trainers.rows import Row, Rows, judging_rows, near_any, read_rows, stand
 
 POLICY = ModelPolicy(replay_share=1.0)
 
@@ -244,10 +247,31 @@ def test_a_seed_decides_the_order_and_the_choice() -> None:
     assert drawn(1) != sorted(drawn(1)), "new and replayed rows are mixed"
 
 
-def test_a_hold_out_is_bounded_and_mostly_stays_as_data_grows() -> None:
-    mixed = [*rows("t", 300, split="test"), *rows("x", 50)]
-    judged = lambda some, most=2_000: prompts(one.row for one in judging_rows(said(*some), 0.85, most))  # noqa: E731
-    assert judged(mixed) == prompts(rows("t", 300))
-    small, grown = judged(mixed, 100), judged([*mixed, *rows("u", 30, split="test")], 100)
-    assert len(small) == len(grown) == 100 and len(small & grown) >= 80
-    assert judged(list(reversed(mixed)), 100) == small
+@pytest.mark.parametrize("least", [0.7, 0.85, 0.95])
+def test_near_copies_are_found_as_by_comparing_every_pair(least: float) -> None:
+    chance = random.Random(3)
+    words = [f"{chance.randrange(10**6):06d}" for _ in range(400)]
+    texts = [" ".join(chance.sample(words, 14)) for _ in range(120)]
+    copies = [text.replace(text.split()[k], "", 1) for text in texts for k in range(0, 12, 3)]
+    ours, theirs = [row(text) for text in (*copies, *texts[60:], "other")], [row(text) for text in texts[:60]]
+    marks = [np.frombuffer(one.minhash, dtype=np.uint8) for one in theirs]
+    alike = [any(similarity(np.frombuffer(o.minhash, dtype=np.uint8), mark) >= least for mark in marks) for o in ours]
+    found = near_any(ours, theirs, least).tolist()
+    assert 10 < sum(alike) < len(alike) and not any(f and not a for f, a in zip(found, alike, strict=True))
+    assert sum(found) >= 0.98 * sum(alike)
+
+
+def test_looking_for_near_copies_does_not_grow_with_rows_times_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    real = rows_module.similarities
+    monkeypatch.setattr(rows_module, "similarities", lambda a, b: compared.append(len(a)) or real(a, b))
+    many = [row(f"question {n * n} about {n * 7919} and {n * 104_729}") for n in range(2_000)]
+    near_any(many[:1_000], many[1_000:], 0.85)
+    assert sum(compared) < 0.02 * 1_000 * 1_000
+
+
+def test_what_one_person_answered_is_no_class_and_stays_out_of_warnings() -> None:
+    held = [row(f"q{n}", split="test", unit=f"t{n}") for n in range(9)]
+    twins = [row(f"q{n}", "my name is Jane", at=1, unit="jane") for n in range(9)]
+    said_of = training_set(stand([*held, *twins, row("free", "parcel")], "trusted"), POLICY, seed=1).warnings
+    assert len(said_of) == 1 and "Jane" not in said_of[0]

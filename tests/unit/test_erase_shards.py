@@ -29,7 +29,7 @@ def said(store: ArtifactStore) -> ShardWritten:
     persons = ["ann", "bob", "eve"]
     table = pa.table({
         "subject_id": persons, "inference_id": [""] * 3, "split": ["train"] * 3, "kind": ["sft"] * 3,
-        "completion": persons, "origin": ["import"] * 3, "author": [""] * 3, "unit": persons,
+        "completion": persons, "origin": ["import"] * 3, "author": [""] * 3, "unit": persons, "dated": [True] * 3,
     })  # fmt: skip
     event = example(ShardWritten, "m", shard_id="shard-1", erased=0, replaces="")
     path, digest, size = put_shard(store, "m", "shard-1", table)

@@ -15,7 +15,7 @@ from tests.examples import example
 from tests.unit.test_dataset import row
 from trainers.gate.checks import Checks, Judged, weights_of
 from trainers.gate.known import unknown_because
-from trainers.gate.parts import parted
+from trainers.gate.parts import MOST_ROWS, parted
 from trainers.gate.validate import attempts
 from trainers.rows import JudgingRow
 
@@ -42,7 +42,7 @@ def judged(tests: list[JudgingRow], champion: Any, candidate: Any, anchor: Any =
 
 def verdict(one: Judged, reason: str = "volume", policy: ModelPolicy = POLICY, **about: Any) -> dict[tuple[str, str], Check]:
     parts = parted(one.tests, reason=reason, **about)
-    return {(check.check, check.dataset): check for check in Checks(one, policy).all(parts)}
+    return {(check.check, check.dataset): check for check in Checks(one, policy, parts).all()}
 
 
 REASONS = [
@@ -132,12 +132,33 @@ def test_a_class_that_is_surely_lost_is_refused_by_name() -> None:
     assert not found.passed and "rare" in found.details
 
 
-def test_rows_of_feedback_weigh_as_often_right_as_live_answers_are() -> None:
-    said, imported = asked_of(100), asked_of(100, at=DAY, origin="import")
-    champion = np.concatenate([scored(100, 0.2), scored(100, 0.5)])
-    weights = weights_of(judged([*said, *imported], champion, champion, live=0.9))
-    assert np.average(champion[:100], weights=weights[:100]) == pytest.approx(0.9) and (weights[100:] == 1).all()
-    assert (weights_of(judged(said, champion[:100], champion[:100])) == 1).all(), "live quality is not known"
+def test_recent_rows_that_people_picked_weigh_as_often_right_as_live_answers_are() -> None:
+    said, imported, old = asked_of(100), asked_of(100, at=DAY, origin="import"), asked_of(100, at=2 * DAY)
+    sampled = asked_of(100, at=3 * DAY, sampled="random")
+    everything = [*said, *imported, *old, *sampled]
+    champion = np.tile(scored(100, 0.2), 4)
+    weights = weights_of(judged(everything, champion, champion, live=0.9), [*said, *imported, *sampled])
+    assert np.average(champion[:100], weights=weights[:100]) == pytest.approx(0.9)
+    assert (weights[100:] == 1).all(), "imports, a random sample, and what was asked before the change stand as they are"
+    assert (weights_of(judged(said, champion[:100], champion[:100]), said) == 1).all(), "live quality is not known"
+
+
+def test_a_fall_of_today_excuses_no_loss_of_before() -> None:
+    """Live quality is of after the change; weighted by it, half of what is lost on older rows would not count."""
+    tests = [*asked_of(400), *asked_of(100, at=10 * DAY)]
+    champion = np.concatenate([scored(400, 0.8), np.zeros(100)])
+    candidate = np.concatenate([champion[:400] * scored(400, 0.8, 1), np.ones(100)])  # a fifth of it is lost
+    found = verdict(judged(tests, champion, candidate, live=0.2), "drift", changed_ms=5 * DAY)
+    assert found["superiority", "recent"].passed and not found["non_inferiority", "older"].passed
+    assert found["non_inferiority", "older"].champion_mean == pytest.approx(0.8)
+
+
+def test_recent_rows_are_not_crowded_out_by_years_of_older_ones() -> None:
+    tests = [*asked_of(9_000), *asked_of(80, at=10 * DAY)]
+    recent, older = parted(tests, reason="volume", newest_row_ms=5 * DAY)
+    assert (len(recent.rows), len(older.rows)) == (80, MOST_ROWS)
+    again = parted([*tests[::-1], *asked_of(50, at=11 * DAY)], reason="volume", newest_row_ms=5 * DAY)
+    assert set(map(id, again[1].rows)) == set(map(id, older.rows)), "the same choice as data grows"
 
 
 def test_mending_what_people_complain_of_shows_nothing_where_they_only_complain() -> None:
@@ -153,6 +174,14 @@ def test_mending_what_people_complain_of_shows_nothing_where_they_only_complain(
     both = judged(curated, np.zeros(600), np.concatenate([candidate, scored(300, 0.5)]), unknown=unknown)
     assert verdict(both, "initial")["superiority", "recent"].passed, "rows that somebody chose to judge by show it"
     assert unknown_because([row("q", was_right=n % 10 == 0, at=n) for n in range(300)]) == ""
+
+
+@pytest.mark.parametrize(("sampled", "known"), [("all", True), ("random", True), ("", False), ("bad", False)])
+def test_a_base_that_is_never_right_can_be_replaced_where_all_answers_are_rated(sampled: str, known: bool) -> None:
+    tests = asked_of(300, sampled=sampled)
+    unknown = unknown_because([row(f"q{n}", at=n, was_right=False, sampled=sampled) for n in range(300)])
+    found = verdict(judged(tests, np.zeros(300), scored(300, 0.5), unknown=unknown), "initial")["superiority", "recent"]
+    assert (unknown == "", found.passed) == (known, known)
 
 
 def version(number: int, superior: bool) -> Version:

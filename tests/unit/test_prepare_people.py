@@ -154,3 +154,9 @@ def test_what_five_were_told_is_the_companys_own() -> None:
     assert "[email]" in one(again(kept[: FEW - 2], shared), told(98))["completion"]
     same = [{**told(n), "subject_id": "jane"} for n in range(60, 70)]
     assert all("[email]" in r["completion"] for r in play(same)[1]), "one person alone was given it"
+
+
+def test_documents_of_nobody_are_not_one_persons() -> None:
+    texts = ["Our shops are open from nine to six.", "Returns are free for thirty days."]
+    rows = [row("", text_of, at=n, kind="document") for n, text_of in enumerate(texts)]
+    assert len({kept["unit"] for kept in fresh().admit(rows, POLICY).rows}) == 2

@@ -9,6 +9,7 @@ import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from stdnum import luhn
 
 from schemas.codec import Envelope
@@ -328,3 +329,25 @@ def test_a_document_is_its_text() -> None:
     said = row(kind="document", completion="Our shops are open from nine to six.")
     assert (said["question"], said["messages"], said["judges"]) == ("", [], False)
     assert prepared(kind="document") == Dropped("no answer")
+
+
+@pytest.mark.parametrize("said_ms", [2**53, ENVELOPE.time_ms + 1, 4_102_444_800_000])
+def test_an_import_from_the_future_is_of_now(said_ms: int) -> None:
+    """Later words could never overrule it, and what is beyond 64 bits would stop the batch."""
+    mine = imported(said_ms)
+    assert (mine["submitted_ms"], mine["dated"]) == (ENVELOPE.time_ms, True)
+
+
+@pytest.mark.parametrize(("said_ms", "time_ms", "dated"), [(5, 5, True), (0, ENVELOPE.time_ms, False), (-5, ENVELOPE.time_ms, False)])
+def test_an_import_is_as_old_as_it_says_and_old_without_a_word(said_ms: int, time_ms: int, dated: bool) -> None:
+    mine = imported(said_ms)
+    assert (mine["submitted_ms"], mine["dated"]) == (time_ms, dated)
+    other = row(**QUESTION, completion="x", said_ms=said_ms)
+    assert (other["submitted_ms"], other["dated"]) == (ENVELOPE.time_ms, True), "an application dates no row so"
+
+
+def imported(said_ms: int) -> dict[str, Any]:
+    event = RecordSubmitted(model="support", **QUESTION, completion="x", origin="import", said_ms=said_ms)
+    made = prepare(event, replace(ENVELOPE, source="tuneloop"), POLICY, SPLIT_KEY)
+    assert isinstance(made, Prepared)
+    return made.row

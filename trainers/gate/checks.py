@@ -19,7 +19,7 @@ from schemas.policy import ModelPolicy
 from streams.planning import Plan, attempt_confidence, plan
 from trainers.gate.classes import class_check
 from trainers.gate.clusters import Labels, clusters, count
-from trainers.gate.parts import Part
+from trainers.gate.parts import RECENT, Part
 from trainers.gate.statistics import non_inferiority, superiority
 from trainers.rows import JudgingRow
 
@@ -48,18 +48,18 @@ class Judged:
 class Checks:
     """Makes the checks of one verdict."""
 
-    def __init__(self, judged: Judged, policy: ModelPolicy) -> None:
-        self._judged, self._policy = judged, policy
+    def __init__(self, judged: Judged, policy: ModelPolicy, parts: Sequence[Part]) -> None:
+        self._judged, self._policy, self._parts = judged, policy, parts
         self._place = {id(one): number for number, one in enumerate(judged.tests)}
         rows = [one.row for one in judged.tests]
         self._labels, self._level = clusters([row.unit for row in rows], [row.conversation for row in rows])
-        self._weights = weights_of(judged)
+        self._weights = weights_of(judged, [one for part in parts if part.name == RECENT for one in part.rows])
         self._confidence = attempt_confidence(policy.confidence, judged.attempt)
 
-    def all(self, parts: Sequence[Part]) -> list[Check]:
+    def all(self) -> list[Check]:
         """Every check; the verdict passes where all do."""
         made = []
-        for part in parts:
+        for part in self._parts:
             made += [self._better(part)] if part.better else self._no_worse(part)
         classes = [one.row.class_name or None for one in self._judged.tests]
         lost = class_check(
@@ -71,7 +71,7 @@ class Checks:
     def _better(self, part: Part) -> Check:
         rows = part.rows
         if self._judged.unknown:  # what people picked to complain of shows no better model
-            rows = tuple(one for one in rows if one.row.origin != "feedback")
+            rows = tuple(one for one in rows if not one.row.picked)
         at = self._at(rows)
         done = superiority(
             self._judged.champion[at], self._judged.candidate[at], units=self._labels[at], weights=self._weights[at],
@@ -130,11 +130,16 @@ class Checks:
         return self._weights
 
 
-def weights_of(judged: Judged) -> Scores:
-    """Each row's weight: its askers; rows that feedback brought such that the champion is right among them as often as
-    live. Feedback is given on what goes wrong; a champion that is always wrong, or never, cannot be weighted."""
+def weights_of(judged: Judged, recent: Sequence[JudgingRow]) -> Scores:
+    """Each row's weight: its askers; recent rows that people picked such that the champion is right among them as often
+    as it is live.
+
+    Feedback is given on what goes wrong. A champion that is always wrong, or never, cannot be weighted; nor can older
+    rows: how often it is right now says nothing of what was asked then.
+    """
+    late = set(map(id, recent))
     askers = np.array([one.weight for one in judged.tests], dtype=np.float64)
-    said = np.array([one.row.origin == "feedback" for one in judged.tests], dtype=bool)
+    said = np.array([one.row.picked and id(one) in late for one in judged.tests], dtype=bool)
     if judged.live is None or not said.any():
         return askers
     right = float(np.average(judged.champion[said], weights=askers[said]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from streams.losses import reason as why_void
 from streams.registry import anchor_of, find
 from trainers.gate.checks import Checks, Judged
 from trainers.gate.known import unknown_because
-from trainers.gate.parts import parted
+from trainers.gate.parts import Part, parted
 from trainers.row_files import places, put_table
 from trainers.rows import TRAINED_KINDS, JudgingRow, Rows, judging_rows, read_rows
 
@@ -95,12 +96,16 @@ def compare(
     rows = read_rows(
         store, get_shard_set(store, candidate.new_data), get_shard_set(store, candidate.replay_data), policy.corrections
     )
-    judging = judging_rows(rows, policy.near_duplicate_similarity)
+    parts = parted(
+        judging_rows(rows, policy.near_duplicate_similarity), reason=candidate.reason, accept=candidate.accept,
+        changed_ms=candidate.changed_at, newest_row_ms=champion.newest_row_ms if champion else 0,
+    )
     base_dir = store.get_folder(candidate.base_path, candidate.base_digest)
     engine = Engine(base_dir, slots=BATCH, max_length=policy.max_prompt_tokens + policy.max_tokens, threads=2)
     try:
         names = _load(engine, candidate, champion, anchor, store)
-        tests, refused = _askable(engine, judging, policy.max_tokens)
+        parts, refused = _askable(engine, parts, policy.max_tokens)
+        tests = [one for part in parts for one in part.rows]
         scores: dict[str | None, np.ndarray] = {}
         for who in dict.fromkeys(names):
             scores[who] = _right(engine, who, tests, policy.max_tokens)
@@ -112,19 +117,15 @@ def compare(
         tests, theirs, ours, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
         unknown_because((*rows.said, *rows.confirmed)),
     )
-    return _verdict(candidate, champion, judged, rows, refused, policy, store)
+    return _verdict(candidate, judged, parts, rows, refused, policy, store)
 
 
 def _verdict(
-    candidate: CandidateTrained, champion: Version | None, judged: Judged, rows: Rows, refused: list[str],
+    candidate: CandidateTrained, judged: Judged, parts: Sequence[Part], rows: Rows, refused: list[str],
     policy: ModelPolicy, store: ArtifactStore,
 ) -> dict[str, Any]:  # fmt: skip
-    parts = parted(
-        judged.tests, reason=candidate.reason, accept=candidate.accept, changed_ms=candidate.changed_at,
-        newest_row_ms=champion.newest_row_ms if champion else 0,
-    )
-    checks = Checks(judged, policy)
-    made = checks.all(parts)
+    checks = Checks(judged, policy, parts)
+    made = checks.all()
     failed = [check for check in made if not check.passed]
     warnings = [*candidate.warnings, *refused]
     if rows.contested:
@@ -176,18 +177,22 @@ def _load(
     return "champion", "candidate", "anchor"
 
 
-def _askable(engine: Engine, tests: Sequence[JudgingRow], max_tokens: int) -> tuple[list[JudgingRow], list[str]]:
-    """The rows that the engine takes, and what is said of the others."""
-    asked, refused = [], list[str]()
-    for one in tests:
-        try:
-            engine.check(Request(one.row.messages, max_new_tokens=max_tokens))
-            asked.append(one)
-        except PromptError as error:
-            refused.append(str(error))
-            log.warning("a row of the hold-out is left out: %s", error)
-    said = f"{len(refused)} of {len(tests)} test rows cannot be asked, the first: "
-    return asked, [said + refused[0]] if refused else []
+def _askable(engine: Engine, parts: Sequence[Part], max_tokens: int) -> tuple[list[Part], list[str]]:
+    """The parts without rows that the engine refuses, and how many those were, in words but not in theirs."""
+    left, refused = [], 0
+    for part in parts:
+        asked = []
+        for one in part.rows:
+            try:
+                engine.check(Request(one.row.messages, max_new_tokens=max_tokens))
+                asked.append(one)
+            except PromptError as error:
+                refused += 1
+                log.warning("a row of the hold-out is left out: %s", error)
+        left.append(replace(part, rows=tuple(asked)))
+    total = sum(len(part.rows) for part in parts)
+    why = "too long, or not in the form that the model's chat template takes; the gate's log says which it was"
+    return left, [f"{refused} of {total} test rows cannot be asked ({why})"] if refused else []
 
 
 def _right(engine: Engine, adapter: str | None, rows: Sequence[JudgingRow], max_tokens: int) -> np.ndarray:

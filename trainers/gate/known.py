@@ -10,12 +10,15 @@ from trainers.rows import Row
 
 
 def unknown_because(rows: Iterable[Row]) -> str:
-    """Why live quality is not known, "" where it is: of the last opinions under 1 in 20 says that it was right."""
-    said = sorted((row for row in rows if row.was_right is not None), key=lambda row: row.order)[-LAST_OPINIONS:]
+    """Why live quality is not known, "" where it is: of the last opinions under 1 in 20 says that it was right.
+
+    Opinions on a random sample of answers, or on all of them, tell how often it is right, however seldom that is.
+    """
+    said = sorted((r for r in rows if r.was_right is not None and r.picked), key=lambda r: r.order)[-LAST_OPINIONS:]
     right = sum(bool(row.was_right) for row in said)
     if not said or right >= LEAST_RIGHT * len(said):
         return ""
     return (
         f"live quality is unknown: {right} of the last {len(said)} opinions say that an answer was right; "
-        "have right answers confirmed too, or a random sample of answers rated"
+        "have right answers confirmed too, or rate a random sample (tag `sampled`: random, or all) of answers"
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from schemas.policy import must_be_better
 from trainers.rows import JudgingRow
 
-# What a job was asked for that a candidate need not be better for.
-NO_BETTER_NEEDED = ("age", "erasure")
-NO_WORSE = "no worse"
+# So many rows of a part are asked at most, chosen by hash. Of all rows, recent ones would be few after a year.
+MOST_ROWS = 2_000
+RECENT, OLDER = "recent", "older"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Part:
 def parted(
     tests: Sequence[JudgingRow], *, reason: str, accept: str = "", changed_ms: int = 0, newest_row_ms: int = 0
 ) -> list[Part]:
-    """Recent and older rows; a part without rows is left out, but never the one that must be better.
+    """Recent and older rows, at most `MOST_ROWS` of each; a part without rows is left out, but never the one that must
+    be better.
 
     `changed_ms` is when a drift began, `newest_row_ms` when the newest row that the champion learned from was said
     (both Unix ms; 0 = not known, or no champion: then all rows are recent).
@@ -37,6 +39,13 @@ def parted(
     recent = tuple(one for one in tests if not since or (one.row.dated and one.row.said_ms > since))
     late = set(map(id, recent))
     older = tuple(one for one in tests if id(one) not in late)
-    better = reason not in NO_BETTER_NEEDED and accept != NO_WORSE
-    parts = [Part("recent", recent, better), Part("older", older, False)]
+    better = must_be_better(reason, accept)
+    parts = [Part(RECENT, _some(recent), better), Part(OLDER, _some(older), False)]
     return [part for part in parts if part.rows or part.better]
+
+
+def _some(rows: Sequence[JudgingRow]) -> tuple[JudgingRow, ...]:
+    """The same choice as data grows."""
+    if len(rows) <= MOST_ROWS:
+        return tuple(rows)
+    return tuple(sorted(rows, key=lambda one: (one.row.question, one.row.fact, one.row.unit))[:MOST_ROWS])

@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.shard_written
     `rows_by_kind` String,
     `rows_by_split` String,
     `units_by_split` String,
+    `undated_tests` Int64,
     `rows_by_class` String,
     `dropped` String,
     `masked` String,
