@@ -105,7 +105,7 @@ class Desk:
 class Background:
     """A client that nobody scores: asks known questions at a steady pace, through every job and swap."""
 
-    def __init__(self, desk: Desk, texts: Sequence[str], per_second: float = 3.0, threads: int = 2) -> None:
+    def __init__(self, desk: Desk, texts: Sequence[str], per_second: float, threads: int = 2) -> None:
         self._desk, self._pace_s = desk, threads / per_second
         self._texts, self._stop = itertools.cycle(texts), threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]

@@ -41,8 +41,8 @@ def live_accuracy(client: Client, model: str, shift_ms: int, after_n: int) -> di
     return {name: share(sum(values), len(values)) for name, values in phases.items()}
 
 
-def moments(client: Client, model: str) -> dict[str, int]:
-    """When what happened (Unix ms), from the events' own times; absent where it did not happen."""
+def moments(client: Client, model: str, *names: str) -> dict[str, int]:
+    """When what happened (Unix ms), from the events' own times; absent where it did not happen. All, or these names."""
     queries = {
         "first_served": "SELECT min(ts) FROM tuneloop.inference_served WHERE model = {m:String} AND version = 1",
         "drift": "SELECT min(ts) FROM tuneloop.drift_detected WHERE model = {m:String} AND version = 1",
@@ -54,8 +54,8 @@ def moments(client: Client, model: str) -> dict[str, int]:
         "second_served": "SELECT min(ts) FROM tuneloop.inference_served WHERE model = {m:String} AND version = 2",
     }
     found = {}
-    for name, query in queries.items():
-        query = query.replace("SELECT min(ts)", f"SELECT {MS}(min(ts)) AS ms, count() AS n")
+    for name in names or queries:
+        query = queries[name].replace("SELECT min(ts)", f"SELECT {MS}(min(ts)) AS ms, count() AS n")
         row = rows(client, query, m=model)[0]
         if row["n"]:
             found[name] = row["ms"]

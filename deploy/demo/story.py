@@ -35,6 +35,8 @@ from streams.clickhouse import connect, rows
 CURATED_FILE = "curated.csv"
 # How long a job may take, from the data to the version that serves; minutes on two cores that do nothing else.
 JOB_S = 600
+# How often it looks whether something has happened: each look is a query or three.
+LOOK_S = 0.5
 
 
 def play(stage: Stage, out_dir: Path) -> dict[str, Any]:
@@ -49,12 +51,12 @@ def play(stage: Stage, out_dir: Path) -> dict[str, Any]:
         supervise.stop(stage.settings.data)
 
 
-def loop_once(stage: Stage) -> tuple[Desk, float]:
+def loop_once(stage: Stage, background_per_s: float = 3.0) -> tuple[Desk, float]:
     """All acts on a system that is up; returns the desk and the background client's questions a second."""
     where = addresses(stage.settings)
     client = connect(where.clickhouse, login=writer(stage.settings))
     desk = Desk(where.http, MODEL)
-    background = Background(desk, [question.text for question in stage.plan.curated])
+    background = Background(desk, [question.text for question in stage.plan.curated], background_per_s)
     background.start()
     first_model(stage, where, client)
     ask_old_questions(stage, client, desk)
@@ -111,7 +113,7 @@ def _follow_job(stage: Stage, client: Client, version: int) -> None:
                 if version == 1:
                     raise DemoError("the first candidate was refused; see `tuneloop jobs ls`")
             _show_progress(client, bars, task)
-            time.sleep(0.25)
+            time.sleep(LOOK_S)
     raise DemoError(f"version {version} did not serve within {JOB_S} s; see {stage.settings.data}/logs")
 
 
@@ -173,17 +175,17 @@ def _until(stage: Stage, happened: Callable[[], bool], what: str, timeout_s: flo
     while not happened():
         if time.monotonic() > deadline:
             raise DemoError(f"waited {timeout_s:.0f} s for {what}; see {stage.settings.data}/logs")
-        time.sleep(0.1)
+        time.sleep(LOOK_S)
 
 
 def shift(stage: Stage, client: Client, desk: Desk) -> None:
     """Ask until a job was asked for: nobody but the system decides when that is."""
     stage.shift_ms = int(time.time() * 1000)
-    stage.say(f"new intents take over half the traffic: {', '.join(stage.plan.new[:3])}, …", "bold")
+    stage.say(f"new intents take over three quarters of the traffic: {', '.join(stage.plan.new[:3])}, …", "bold")
     seen: dict[str, Any] = {"drift": False, "waits": set()}
 
     def enough() -> bool:
-        found = figures.moments(client, MODEL)
+        found = figures.moments(client, MODEL, "drift", "requested")
         _say_what_it_waits_for(stage, client, seen)
         if "drift" in found and not seen["drift"]:
             seen["drift"] = True
@@ -193,7 +195,7 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
         return "requested" in found
 
     _ask(stage, desk, stage.plan.drifted, "mixed questions", enough)
-    _until(stage, lambda: "drift" in figures.moments(client, MODEL), "the drift to be detected")
+    _until(stage, lambda: figures.moments(client, MODEL, "drift"), "the drift to be detected")
     try:
         _until(stage, enough, "the job to be asked for", 20)
     except DemoError as error:

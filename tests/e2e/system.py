@@ -241,7 +241,7 @@ def playing(folder: Path, say: Callable[[str], Any] = print) -> Iterator[System]
     before = dict(os.environ)
     try:
         story.start(stage)
-        desk, pace = story.loop_once(stage)
+        desk, pace = story.loop_once(stage, background_per_s=1.0)
         yield System(stage.settings, config, stage, desk, pace)
     finally:
         supervise.stop(stage.settings.data)

@@ -1,0 +1,404 @@
+"""Sorted copies of a model's old rows, so that a job opens what it uses, however much is stored.
+
+Shards stay what versions and lineage name; a copy is made from them, and can be at any time. A run stands for the
+shards it was made from. Its rows lie in chunks: Parquet files of one month and one side (hold-outs apart), sorted by
+question, so that a part of all questions is a few chunks. Beside them it has one file of words: who answered what to
+which question when, but no text. That is what decides whose word stands and how common a question is, and is looked
+through for the rows that a job has opened.
+
+Runs are merged as in a log-structured tree, up to RUN_ROWS. What was not sorted yet is opened shard by shard. A run is
+believed by its proof (`ArtifactStore.put_proven`), its files by the digests in it. Erasing somebody deletes every run
+that holds a shard in a form which no longer stands: the next job sorts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.events import FileRef, ShardRef
+from schemas.shards import SHARD_SCHEMA, read_table
+from streams.artifacts import ArtifactError, ArtifactStore, get_shard
+
+log = logging.getLogger(__name__)
+FOLDER = "sorted"
+CHUNK_ROWS, RUN_ROWS = 1_000, 250_000
+# Fewer shards than this are opened one by one.
+WORTH_SORTING = 64
+# Of the words on one thing that was asked the newest so many are heard, and so many askers of a common question.
+MOST_WORDS, MOST_ASKERS = 500, 20
+COLUMNS = [
+    "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "sampled",
+    "may_correct", "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
+    "submitted_ms", "dated",
+]  # fmt: skip
+TEXT = ("messages", "completion", "minhash")
+WORDS = [name for name in COLUMNS if name not in TEXT]
+SHARD = "shard"  # the column that says which of the run's shards a row is of
+_NUMBER = pa.field(SHARD, pa.int32())
+_ALL = pa.schema([*(SHARD_SCHEMA.field(name) for name in COLUMNS), _NUMBER])
+_WORDS = pa.schema([*(SHARD_SCHEMA.field(name) for name in WORDS), _NUMBER])
+_BEHIND_ALL = "g"  # what is sorted by are hex digits
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A file of rows, the first and the last question in it, and whether they are held out."""
+
+    path: str
+    digest: str
+    held: bool
+    first: str
+    last: str
+    rows: int
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The shards that a run stands for, by the digests of the form they had, and its files."""
+
+    shards: list[str]
+    rows: int
+    chunks: list[Chunk]
+    words: FileRef
+
+    @property
+    def files(self) -> set[str]:
+        return {self.words.path, *(chunk.path for chunk in self.chunks)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which old rows of `model` are wanted: about `train` rows that teach, of questions from `start` on (a share of all
+    questions, 0 to 1), and about `held` of the hold-outs, of the first questions."""
+
+    model: str
+    train: int
+    held: int
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The rows of a sample, and what else was said on what they and the new rows are about (without text)."""
+
+    rows: pa.Table
+    words: pa.Table
+
+
+Bounds = list[tuple[str, str]]  # of questions, the upper one not included
+
+
+def is_read(table: pa.Table) -> pa.Table:
+    """The rows that a job or a verdict looks at: examples, answers that were called right, askers without words."""
+    right = pc.and_(pc.equal(table["kind"], "kto"), pc.fill_null(table["label"], False))
+    return table.filter(pc.or_(pc.is_in(table["kind"], pa.array(["sft", "asked"])), right))
+
+
+def open_sample(
+    store: ArtifactStore, shards: Sequence[ShardRef], sample: Sample, new: pa.Table
+) -> Opened:
+    """What a job that learns from `new` (columns COLUMNS) needs of these older shards. Raises `ArtifactError`."""
+    while True:
+        runs, loose = _usable(store, sample.model, shards)
+        try:
+            return _Opener(store, shards, sample, runs, loose).opened(new)
+        except ArtifactError as error:
+            broken = [path for path, run in runs if not _is_whole(store, run)]
+            if not broken:
+                raise
+            log.warning("%s; %d runs are given up", error, len(broken))
+            for path in broken:
+                store.delete(path)
+
+
+class _Opener:
+    """One look at a model's older shards."""
+
+    def __init__(
+        self, store: ArtifactStore, shards: Sequence[ShardRef], sample: Sample, runs: list[tuple[str, Run]],
+        loose: Sequence[ShardRef],
+    ) -> None:  # fmt: skip
+        self._store, self._runs = store, [run for _, run in runs]
+        self._wanted = {ref.digest for ref in shards}
+        self._loose = [is_read(_read(store, ref)) for ref in loose]
+        stored = [(chunk.held, chunk.rows) for run in self._runs for chunk in run.chunks]
+        here = [(side, _side(table, side).num_rows) for table in self._loose for side in (False, True)]
+        counts = {side: sum(rows for held, rows in (*stored, *here) if held == side) for side in (False, True)}
+        first = [("", _bound(sample.held / max(1, counts[True])))]
+        taught = _behind(sample.start, sample.train / max(1, counts[False])) if sample.train else []
+        self._bounds = {False: taught, True: [*first, *taught]}
+
+    def opened(self, new: pa.Table) -> Opened:
+        rows = pa.concat_tables([_ALL.empty_table().drop_columns(SHARD), *self._rows()])
+        found = self._words(facts=[new, rows], records=[rows])
+        made = _missing(rows["source_record"], found["record_id"])
+        if made.num_rows:  # what they were made from, and all that was said on that
+            sources = self._words(facts=[], records=[made])
+            found = pa.concat_tables([found, self._words(facts=[sources], records=[made])])
+        return Opened(rows, _distinct(found, rows))
+
+    def _rows(self) -> Iterator[pa.Table]:
+        for side, bounds in self._bounds.items():
+            for run in self._runs:
+                for chunk in run.chunks:
+                    if chunk.held == side and any(low <= chunk.last and chunk.first < high for low, high in bounds):
+                        yield _within(self._of_wanted(run, _parquet(self._store, chunk)), bounds)
+            for table in self._loose:
+                yield _within(_side(table, side), bounds)
+
+    def _of_wanted(self, run: Run, table: pa.Table) -> pa.Table:
+        """Without rows of shards that are not asked for: they may be new again, or stand otherwise."""
+        wanted = np.array([digest in self._wanted for digest in run.shards], dtype=bool)
+        table = table if wanted.all() else table.filter(pa.array(wanted[table[SHARD].to_numpy()]))
+        return table.drop_columns(SHARD)
+
+    def _words(self, facts: Sequence[pa.Table], records: Sequence[pa.Table]) -> pa.Table:
+        """What was said on the same facts and questions, and as the same records; of much of it the newest."""
+        asked, questions = _values(facts, "input_hash"), _values(facts, "question")
+        names = pa.concat_arrays([_values(records, "record_id"), _values(records, "source_record")])
+        found = [_WORDS.empty_table().drop_columns(SHARD)]
+        for table in self._spoken():
+            same = pc.or_(pc.is_in(table["input_hash"], asked), pc.is_in(table["record_id"], names))
+            said = table.filter(same)
+            others = table.filter(pc.and_(pc.invert(same), pc.is_in(table["question"], questions)))
+            found += [_newest(said, "input_hash", MOST_WORDS), _newest(others, "question", MOST_ASKERS)]
+        return pa.concat_tables(found)
+
+    def _spoken(self) -> Iterator[pa.Table]:
+        for run in self._runs:
+            data = self._store.get_bytes(run.words.path, run.words.digest)
+            yield self._of_wanted(run, pa.ipc.open_file(pa.BufferReader(data)).read_all())
+        for table in self._loose:
+            yield table.select(WORDS)
+
+
+def sort(store: ArtifactStore, model: str, shards: Sequence[ShardRef]) -> None:
+    """Sort what is not sorted yet of these shards, if that is worth it. Raises `ArtifactError`."""
+    if not store.proves:  # nothing here could be believed
+        return
+    while True:
+        runs, loose = _usable(store, model, shards)
+        for path, run in _runs(store, model):  # what a crash left beside the run that took it up
+            if path not in dict(runs):
+                _delete(store, path, run)
+        if len(loose) < WORTH_SORTING:
+            return
+        taken, tables, rows = [], [], 0
+        for ref in loose:
+            if rows + ref.rows > RUN_ROWS and taken:
+                break
+            taken.append(ref)
+            tables.append(is_read(_read(store, ref)))
+            rows += ref.rows
+        merged = []
+        for path, run in reversed(runs):  # the smallest first
+            if run.rows >= 2 * rows or rows + run.rows > RUN_ROWS:
+                break
+            merged.append((path, run))
+            rows += run.rows
+        if not _put(store, model, taken, tables, merged):
+            return
+        for path, run in merged:
+            _delete(store, path, run)
+
+
+def forget(store: ArtifactStore, standing: set[str]) -> None:
+    """Delete every run that holds a shard in another form than these, by digest, and every file of no run."""
+    kept: set[str] = set()
+    for path, _ in store.files(FOLDER):
+        run = _opened(store, path)
+        if run is not None and standing.issuperset(run.shards):
+            kept |= {path, *run.files}
+    for path, _ in store.files(FOLDER):
+        if path not in kept:
+            store.delete(path)
+
+
+def _usable(
+    store: ArtifactStore, model: str, shards: Sequence[ShardRef]
+) -> tuple[list[tuple[str, Run]], list[ShardRef]]:
+    """Runs, the largest first and no shard in two of them, and the shards in none of them."""
+    runs, covered = [], set[str]()
+    for path, run in sorted(_runs(store, model), key=lambda one: -len(one[1].shards)):
+        if covered.isdisjoint(run.shards):
+            runs.append((path, run))
+            covered.update(run.shards)
+    return runs, [ref for ref in shards if ref.digest not in covered]
+
+
+def _runs(store: ArtifactStore, model: str) -> Iterator[tuple[str, Run]]:
+    if store.proves:
+        for path, _ in store.files(f"{FOLDER}/{model}"):
+            if (run := _opened(store, path)) is not None:
+                yield path, run
+
+
+def _opened(store: ArtifactStore, path: str) -> Run | None:
+    """The run at a path; None for its files, and for what no process of this loop wrote."""
+    if not path.endswith(".json"):
+        return None
+    try:
+        return msgspec.json.decode(store.read_proven(path), type=Run)
+    except (ArtifactError, msgspec.DecodeError):
+        return None
+
+
+def _is_whole(store: ArtifactStore, run: Run) -> bool:
+    try:
+        for chunk in (*run.chunks, run.words):
+            store.get_bytes(chunk.path, chunk.digest)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _put(
+    store: ArtifactStore, model: str, refs: Sequence[ShardRef], tables: Sequence[pa.Table],
+    merged: Sequence[tuple[str, Run]],
+) -> bool:  # fmt: skip
+    """Store one run for these shards and runs; False where somebody was forgotten meanwhile, and nothing is kept."""
+    shards, pieces = [ref.digest for ref in refs], []
+    for number, table in enumerate(tables):
+        pieces.append(table.append_column(_NUMBER, pa.array(np.full(table.num_rows, number, dtype=np.int32))))
+    for _, run in merged:
+        for chunk in run.chunks:
+            table = _parquet(store, chunk)
+            numbers = pc.cast(pc.add(table[SHARD], len(shards)), pa.int32())
+            pieces.append(table.set_column(table.schema.get_field_index(SHARD), _NUMBER, numbers))
+        shards += run.shards
+    table = pa.concat_tables([_ALL.empty_table(), *pieces])
+    run = Run(shards, table.num_rows, list(_chunks(store, model, table)), _put_words(store, model, table))
+    data = msgspec.json.encode(run)
+    path = f"{FOLDER}/{model}/{hashlib.sha256(data).hexdigest()}.json"
+    store.put_proven(path, data)
+    log.info("%s: %d rows of %d shards are sorted", model, run.rows, len(shards))
+    # An erasure deletes what it finds; what was written behind its back, or under it, is not kept.
+    there = {name for name, _ in store.files(f"{FOLDER}/{model}")}
+    if all(get_shard_ref(store, ref) == ref for ref in refs) and there >= {path, *run.files}:
+        return True
+    _delete(store, path, run)
+    return False
+
+
+def get_shard_ref(store: ArtifactStore, ref: ShardRef) -> ShardRef:
+    """The form in which a shard stands. Raises `ArtifactError`."""
+    return get_shard(store, ref)[0]
+
+
+def _chunks(store: ArtifactStore, model: str, table: pa.Table) -> Iterator[Chunk]:
+    said = pc.strftime(pc.cast(table["submitted_ms"], pa.timestamp("ms")), format="%Y-%m")
+    table = table.append_column("month", said).append_column("held", pc.not_equal(table["split"], "train"))
+    table = table.sort_by([(name, "ascending") for name in ("held", "month", "question", "input_hash")])
+    held, month = table["held"].to_numpy(zero_copy_only=False), table["month"].to_numpy(zero_copy_only=False)
+    cuts = np.flatnonzero((held[1:] != held[:-1]) | (month[1:] != month[:-1])) + 1
+    for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), table.num_rows], strict=True):
+        for start in range(begin, end, CHUNK_ROWS):
+            piece = table.slice(start, min(CHUNK_ROWS, end - start)).drop_columns(["month", "held"])
+            side = "held" if held[start] else "train"
+            sink = io.BytesIO()
+            pq.write_table(piece, sink, compression="zstd")
+            data = sink.getvalue()
+            path = f"{FOLDER}/{model}/{month[start]}/{side}-{hashlib.sha256(data).hexdigest()}.parquet"
+            questions = piece["question"]
+            yield Chunk(
+                path, store.put_bytes(path, data), bool(held[start]), questions[0].as_py(), questions[-1].as_py(),
+                piece.num_rows,
+            )  # fmt: skip
+
+
+def _put_words(store: ArtifactStore, model: str, table: pa.Table) -> FileRef:
+    words = table.select(_WORDS.names).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, words.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(words)
+    data = sink.getvalue().to_pybytes()
+    path = f"{FOLDER}/{model}/words-{hashlib.sha256(data).hexdigest()}.arrow"
+    return FileRef(path=path, digest=store.put_bytes(path, data), rows=words.num_rows)
+
+
+def _delete(store: ArtifactStore, path: str, run: Run) -> None:
+    for name in (path, *run.files):  # the run first: whoever finds it finds its files
+        store.delete(name)
+
+
+def _read(store: ArtifactStore, ref: ShardRef) -> pa.Table:
+    return read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)
+
+
+def _parquet(store: ArtifactStore, chunk: Chunk) -> pa.Table:
+    file = pq.ParquetFile(pa.BufferReader(store.get_bytes(chunk.path, chunk.digest)))
+    return file.read(use_threads=False).cast(_ALL)
+
+
+def _side(table: pa.Table, held: bool) -> pa.Table:
+    compare = pc.not_equal if held else pc.equal
+    return table.filter(compare(table["split"], "train"))
+
+
+def _within(table: pa.Table, bounds: Bounds) -> pa.Table:
+    inside = np.zeros(table.num_rows, dtype=bool)
+    for low, high in bounds:
+        inside |= pc.and_(
+            pc.greater_equal(table["question"], low), pc.less(table["question"], high)
+        ).to_numpy(zero_copy_only=False)  # fmt: skip
+    return table.filter(pa.array(inside))
+
+
+def _bound(share: float) -> str:
+    """The question behind the first `share` of all: they are hashes."""
+    return _BEHIND_ALL if share >= 1 else f"{int(max(0.0, share) * 2**64):016x}"
+
+
+def _behind(start: float, share: float) -> Bounds:
+    """The questions of a share of all from `start` on, and from the first on where that leads over the last."""
+    if share >= 1:
+        return [("", _BEHIND_ALL)]
+    end = start + share
+    return [(_bound(start), _bound(end)), *([("", _bound(end - 1))] if end > 1 else [])]
+
+
+def _values(tables: Iterable[pa.Table], name: str) -> pa.Array:
+    found = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], SHARD_SCHEMA.field(name).type)
+    return found.drop_null().unique()
+
+
+def _missing(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.Table:
+    """Record ids that are named and not known, as a table of records."""
+    wanted = names.drop_null().unique()
+    wanted = wanted.filter(pc.and_(pc.not_equal(wanted, ""), pc.invert(pc.is_in(wanted, known.unique()))))
+    return pa.table({"record_id": wanted, "source_record": wanted})
+
+
+def _newest(table: pa.Table, by: str, most: int) -> pa.Table:
+    """Of the rows with the same `by` the newest `most`."""
+    if table.num_rows <= most:
+        return table
+    codes = table[by].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    order = np.lexsort((-table["submitted_ms"].to_numpy(), codes))
+    begins = np.concatenate([[True], np.diff(codes[order]) != 0])
+    starts = np.flatnonzero(begins)
+    rank = np.arange(len(order)) - starts[np.cumsum(begins) - 1]
+    return table.take(pa.array(np.sort(order[rank < most])))
+
+
+def _distinct(found: pa.Table, rows: pa.Table) -> pa.Table:
+    """Each row once, without those that are there with their text."""
+    names = _named(found)
+    first = np.unique(names.dictionary_encode().indices.to_numpy(zero_copy_only=False), return_index=True)[1]
+    once = np.zeros(len(names), dtype=bool)
+    once[first] = True
+    return found.filter(pc.and_(pa.array(once), pc.invert(pc.is_in(names, _named(rows)))))
+
+
+def _named(table: pa.Table) -> pa.Array:
+    """What tells rows apart: the record (a made-up one has its own) and where it was said."""
+    where = [pc.cast(table[name], pa.string()) for name in ("partition", "offset")]
+    return pc.binary_join_element_wise(table["record_id"], *where, "/").combine_chunks()

@@ -1,0 +1,49 @@
+"""The stored rows that a job learns from and a verdict rests on: all new ones, and of older ones what is used.
+
+Of what the champion has learned from already a job replays a share, and the gate asks at most so many questions; nothing
+else is opened (`streams.sorted_copies`). Both look up what else was said on the same, so that the same word stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from schemas.events import ShardRef, ShardSet
+from schemas.policy import ModelPolicy
+from streams.artifacts import ArtifactStore, get_shard_set
+from streams.sorted_copies import Sample
+from trainers.dataset import TrainingSet, training_set
+from trainers.gate.parts import MOST_ROWS
+from trainers.rows import JudgingRow, Rows, judging_rows, read_rows
+
+# Some of what is opened turns out to be of no use: overruled, a hold-out's question, more than one may say.
+SLACK = 2
+
+
+def taught_rows(
+    store: ArtifactStore, model: str, job_id: str, new: Sequence[ShardRef], old: Sequence[ShardRef], policy: ModelPolicy
+) -> TrainingSet:
+    """What a job trains on. Which old rows it replays is chosen by its id. Raises `ArtifactError`."""
+    sample = Sample(model, SLACK * _most_replayed(new, policy), SLACK * MOST_ROWS, _share_of(job_id))
+    return training_set(read_rows(store, new, old, policy.corrections, sample), policy, seed=0)
+
+
+def judged_rows(
+    store: ArtifactStore, model: str, new: ShardSet, old: ShardSet | None, policy: ModelPolicy
+) -> tuple[list[JudgingRow], Rows]:
+    """The rows that judge a candidate, and those that were opened for it. Raises `ArtifactError`."""
+    sample = Sample(model, 0, SLACK * MOST_ROWS)
+    rows = read_rows(store, get_shard_set(store, new), get_shard_set(store, old), policy.corrections, sample)
+    return judging_rows(rows, policy.near_duplicate_similarity), rows
+
+
+def _most_replayed(new: Sequence[ShardRef], policy: ModelPolicy) -> int:
+    if policy.replay_share >= 1:
+        return policy.max_replay_examples
+    fresh = sum(ref.rows for ref in new)
+    return min(policy.max_replay_examples, round(fresh * policy.replay_share / (1 - policy.replay_share)))
+
+
+def _share_of(job_id: str) -> float:
+    return int(hashlib.sha256(job_id.encode()).hexdigest()[:13], 16) / 16**13
