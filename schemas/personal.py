@@ -28,6 +28,7 @@ STORES: tuple[Store, ...] = (
     Store("dead letters", "records that could not be read", "a deletion under each key, then compaction"),
     Store("shards", "rows with words, and `asked` rows with a unit", "rewritten without the rows"),
     Store("gathered", "hashes of rows", "stored again without the rows' shards"),
+    Store("sorted", "rows of shards, sorted for jobs to open", "every run deleted that holds one of the rows' shards"),
     Store("row files of jobs and verdicts", "places of rows, no words or ids", "what stood there is gone"),
     Store("landing tables", "events as they came", "rows deleted, old parts waited for"),
     Store("disk tables", "answers and feedback of `join-feedback`", "deleted with the topics' deletions"),

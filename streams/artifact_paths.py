@@ -11,7 +11,7 @@ from pathlib import Path
 from schemas.names import is_file_name
 
 KINDS = frozenset(
-    {"adapters", "bases", "erasures", "gathered", "rewritten", "scores", "seen", "sets", "shards", "tests"}
+    {"adapters", "bases", "erasures", "gathered", "rewritten", "scores", "seen", "sets", "shards", "sorted", "tests"}
 )
 # Where files lie that are being written; what a crash leaves there of shards goes when somebody is forgotten.
 UNFINISHED = ".tmp"

@@ -31,14 +31,21 @@ def note_loss(store: ArtifactStore, before: ShardRef, loss: Loss) -> None:
 
 
 def as_they_stand(store: ArtifactStore, shards: ShardSet | None) -> list[ShardRef]:
-    """The shards of a set in the form that whoever reads them now gets. Raises `ArtifactError`."""
-    return [get_shard(store, ref)[0] for ref in get_shard_set(store, shards)]
+    """The shards of a set in the form that whoever reads them now gets; only what was rewritten is opened for that.
+
+    Raises `ArtifactError`.
+    """
+    gone = _rewritten(store)
+    return [get_shard(store, ref)[0] if ref.digest in gone else ref for ref in get_shard_set(store, shards)]
 
 
 def losses(store: ArtifactStore, shards: Iterable[ShardRef], kinds: Iterable[str]) -> dict[str, int]:
     """Rows of the train split and of these kinds that these forms of shards have lost since, by erasure."""
     wanted, lost = set(kinds), dict[str, int]()
+    gone = _rewritten(store)
     for ref in shards:
+        if ref.digest not in gone:
+            continue
         digest, seen = ref.digest, set[str]()
         while (loss := _loss(store, digest)) is not None and digest not in seen:
             seen.add(digest)
@@ -56,6 +63,11 @@ def is_void(lost: dict[str, int], void_before: int) -> bool:
 
 def reason(lost: dict[str, int]) -> str:
     return f"{sum(lost.values())} rows that it was trained on were erased meanwhile ({', '.join(sorted(lost))})"
+
+
+def _rewritten(store: ArtifactStore) -> set[str]:
+    """The digests of all forms of shards that rows were taken from: one listing, however many shards there are."""
+    return {path.rpartition("/")[2].partition(".")[0] for path, _ in store.files("rewritten")}
 
 
 def _path(digest: str) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -36,6 +36,7 @@ CHUNK_ROWS, RUN_ROWS = 1_000, 250_000
 WORTH_SORTING = 64
 # Of the words on one thing that was asked the newest so many are heard, and so many askers of a common question.
 MOST_WORDS, MOST_ASKERS = 500, 20
+MOST_STEPS = 4
 COLUMNS = [
     "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "sampled",
     "may_correct", "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
@@ -47,6 +48,7 @@ SHARD = "shard"  # the column that says which of the run's shards a row is of
 _NUMBER = pa.field(SHARD, pa.int32())
 _ALL = pa.schema([*(SHARD_SCHEMA.field(name) for name in COLUMNS), _NUMBER])
 _WORDS = pa.schema([*(SHARD_SCHEMA.field(name) for name in WORDS), _NUMBER])
+_NO_ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]).empty_table()
 _BEHIND_ALL = "g"  # what is sorted by are hex digits
 
 
@@ -137,13 +139,23 @@ class _Opener:
         self._bounds = {False: taught, True: [*first, *taught]}
 
     def opened(self, new: pa.Table) -> Opened:
-        rows = pa.concat_tables([_ALL.empty_table().drop_columns(SHARD), *self._rows()])
-        found = self._words(facts=[new, rows], records=[rows])
-        made = _missing(rows["source_record"], found["record_id"])
-        if made.num_rows:  # what they were made from, and all that was said on that
-            sources = self._words(facts=[], records=[made])
-            found = pa.concat_tables([found, self._words(facts=[sources], records=[made])])
-        return Opened(rows, _distinct(found, rows))
+        rows = pa.concat_tables([_NO_ROWS, *self._rows()])
+        given = pa.concat_tables([new.select(WORDS), rows.select(WORDS)])
+        heard, questions = given, _values(given, "question")
+        facts, names = _values(given, "input_hash"), _values(given, "record_id") | _values(given, "source_record")
+        asked: set[str] = set()
+        # Who said the same may say otherwise since, and what something was made from may be overruled: one thing leads
+        # to another, but seldom far.
+        for _ in range(MOST_STEPS):
+            found = self._words(facts, questions, names)
+            asked |= facts | names
+            heard = pa.concat_tables([heard, _distinct(found, heard)])
+            sources = heard.filter(pc.is_in(heard["record_id"], _array(_values(heard, "source_record"))))
+            facts, questions = _values(sources, "input_hash") - asked, set()
+            names = _values(found, "record_id") - asked
+            if not facts and not names:
+                break
+        return Opened(rows, heard.slice(given.num_rows))
 
     def _rows(self) -> Iterator[pa.Table]:
         for side, bounds in self._bounds.items():
@@ -160,16 +172,15 @@ class _Opener:
         table = table if wanted.all() else table.filter(pa.array(wanted[table[SHARD].to_numpy()]))
         return table.drop_columns(SHARD)
 
-    def _words(self, facts: Sequence[pa.Table], records: Sequence[pa.Table]) -> pa.Table:
-        """What was said on the same facts and questions, and as the same records; of much of it the newest."""
-        asked, questions = _values(facts, "input_hash"), _values(facts, "question")
-        names = pa.concat_arrays([_values(records, "record_id"), _values(records, "source_record")])
-        found = [_WORDS.empty_table().drop_columns(SHARD)]
+    def _words(self, facts: set[str], questions: set[str], names: set[str]) -> pa.Table:
+        """What was said on these facts and questions, and by these records; of much of it the newest."""
+        given, asked, said_by = _array(facts), _array(questions), _array(names)
+        found = [_NO_ROWS.select(WORDS)]
         for table in self._spoken():
-            same = pc.or_(pc.is_in(table["input_hash"], asked), pc.is_in(table["record_id"], names))
-            said = table.filter(same)
-            others = table.filter(pc.and_(pc.invert(same), pc.is_in(table["question"], questions)))
-            found += [_newest(said, "input_hash", MOST_WORDS), _newest(others, "question", MOST_ASKERS)]
+            same = pc.or_(pc.is_in(table["input_hash"], given), pc.is_in(table["record_id"], said_by))
+            others = pc.and_(pc.invert(same), pc.is_in(table["question"], asked))
+            found.append(_newest(table.filter(same), "input_hash", MOST_WORDS))
+            found.append(_newest(table.filter(others), "question", MOST_ASKERS))
         return pa.concat_tables(found)
 
     def _spoken(self) -> Iterator[pa.Table]:
@@ -191,7 +202,8 @@ def sort(store: ArtifactStore, model: str, shards: Sequence[ShardRef]) -> None:
                 _delete(store, path, run)
         if len(loose) < WORTH_SORTING:
             return
-        taken, tables, rows = [], [], 0
+        taken: list[ShardRef] = []
+        tables, rows = [], 0
         for ref in loose:
             if rows + ref.rows > RUN_ROWS and taken:
                 break
@@ -253,8 +265,8 @@ def _opened(store: ArtifactStore, path: str) -> Run | None:
 
 def _is_whole(store: ArtifactStore, run: Run) -> bool:
     try:
-        for chunk in (*run.chunks, run.words):
-            store.get_bytes(chunk.path, chunk.digest)
+        for path, digest in ((run.words.path, run.words.digest), *((one.path, one.digest) for one in run.chunks)):
+            store.get_bytes(path, digest)
     except ArtifactError:
         return False
     return True
@@ -365,16 +377,12 @@ def _behind(start: float, share: float) -> Bounds:
     return [(_bound(start), _bound(end)), *([("", _bound(end - 1))] if end > 1 else [])]
 
 
-def _values(tables: Iterable[pa.Table], name: str) -> pa.Array:
-    found = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], SHARD_SCHEMA.field(name).type)
-    return found.drop_null().unique()
+def _values(table: pa.Table, name: str) -> set[str]:
+    return set(table[name].unique().to_pylist()) - {"", None}
 
 
-def _missing(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.Table:
-    """Record ids that are named and not known, as a table of records."""
-    wanted = names.drop_null().unique()
-    wanted = wanted.filter(pc.and_(pc.not_equal(wanted, ""), pc.invert(pc.is_in(wanted, known.unique()))))
-    return pa.table({"record_id": wanted, "source_record": wanted})
+def _array(values: set[str]) -> pa.Array:
+    return pa.array(values, pa.string())
 
 
 def _newest(table: pa.Table, by: str, most: int) -> pa.Table:

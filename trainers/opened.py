@@ -1,7 +1,8 @@
 """The stored rows that a job learns from and a verdict rests on: all new ones, and of older ones what is used.
 
-Of what the champion has learned from already a job replays a share, and the gate asks at most so many questions; nothing
-else is opened (`streams.sorted_copies`). Both look up what else was said on the same, so that the same word stands.
+Of what the champion has learned from already a job replays a share, and the gate asks at most so many questions;
+nothing else is opened (`streams.sorted_copies`). Both look up what else was said on the same, so that the same word
+stands.
 """
 
 from __future__ import annotations

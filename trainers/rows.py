@@ -1,7 +1,7 @@
 """The rows of committed shards as a job and a verdict see them: whose word stands, on which side each question lies.
 
-Pure but for reading the artifact store. Rows of all of a job's sets are read together, so that a correction reaches
-whatever it corrects: training rows, hold-outs, and rows that were made from others.
+Pure but for reading the artifact store. Rows of all of a job's sets are read together, with what else was said on the
+same, so that a correction reaches whatever it corrects: training rows, hold-outs, and rows that were made from others.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.events import ShardRef
-from schemas.shards import read_table
+from schemas.shards import SHARD_SCHEMA, read_table
 from streams.artifacts import ArtifactStore, get_shard
 from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.people import MADE_UP
 from streams.prepare.questions import FEW
+from streams.sorted_copies import COLUMNS, Sample, is_read, open_sample
 from streams.words import Word, standing
 
 TRAINED_KINDS = ("sft",)
+NOTHING = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]).empty_table()
 # Answers up to this long are classes.
 LONGEST_CLASS = 64
 BAND_BYTES = 4
-_COLUMNS = [
-    "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "sampled",
-    "may_correct", "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
-    "submitted_ms", "dated",
-]  # fmt: skip
 _TURN = ("role", "content")
 
 
@@ -41,7 +39,7 @@ class Row:
 
     `messages` is OpenAI's form. `order` is (Unix ms when it was said, partition, offset). `was_right` says whether the
     answer that it corrects was right (None: not said). `new`: no version was trained on its shard. Without being
-    `dated` it counts as old, whenever it came.
+    `dated` it counts as old, whenever it came. `mute`: only who answered what is known, for it was not opened.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -64,6 +62,7 @@ class Row:
     minhash: bytes = b""
     new: bool = True
     dated: bool = True
+    mute: bool = False
 
     @property
     def said_ms(self) -> int:
@@ -90,13 +89,14 @@ class Rows:
     """The rows that stand: what people said, answers that they called right, rows without words, what was made up.
 
     What was called right judges, and is not learned as an example. `contested` are the facts to which more than one
-    answer stands.
+    answer stands. `mute` are rows that stand as well, but were not opened.
     """
 
     said: list[Row] = field(default_factory=list)
     confirmed: list[Row] = field(default_factory=list)
     asked: list[Row] = field(default_factory=list)
     made: list[Row] = field(default_factory=list)
+    mute: list[Row] = field(default_factory=list)
     contested: set[str] = field(default_factory=set)
 
     def common(self, similarity: float) -> set[str]:
@@ -107,7 +107,7 @@ class Rows:
         """
         units: dict[str, set[str]] = defaultdict(set)
         first: dict[str, Row] = {}
-        for row in (*self.said, *self.confirmed, *self.asked):
+        for row in (*self.said, *self.confirmed, *self.asked, *self.mute):
             units[row.question].add(row.unit)
             first.setdefault(row.question, row)
         common = {question for question, who in units.items() if len(who) >= FEW}
@@ -159,15 +159,22 @@ def _signatures(signatures: Sequence[bytes]) -> NDArray[np.uint8]:
 
 
 def read_rows(
-    store: ArtifactStore, new: Iterable[ShardRef], old: Iterable[ShardRef] = (), corrections: str = "anyone"
-) -> Rows:
-    """The rows of shards that stand, oldest first. Raises `ArtifactError`."""
-    read: list[Row] = []
-    for fresh, shards in ((True, new), (False, old)):
-        for ref in shards:
-            table = read_table(io.BytesIO(get_shard(store, ref)[1]), _COLUMNS)
-            read += [row_of(values, fresh) for values in table.to_pylist() if _is_read(values)]
-    return stand(read, corrections)
+    store: ArtifactStore, new: Iterable[ShardRef], old: Sequence[ShardRef] = (), corrections: str = "anyone",
+    sample: Sample | None = None,
+) -> Rows:  # fmt: skip
+    """The rows of shards that stand, oldest first; of old shards a sample, if one is named. Raises `ArtifactError`."""
+    fresh = _read(store, new)
+    if sample is None:
+        tables = [(fresh, True, False), (_read(store, old), False, False)]
+    else:
+        opened = open_sample(store, old, sample, fresh)
+        tables = [(fresh, True, False), (opened.rows, False, False), (opened.words, False, True)]
+    return stand((row_of(row, new, mute) for table, new, mute in tables for row in table.to_pylist()), corrections)
+
+
+def _read(store: ArtifactStore, shards: Iterable[ShardRef]) -> pa.Table:
+    read = (is_read(read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)) for ref in shards)
+    return pa.concat_tables([NOTHING, *read])
 
 
 def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
@@ -184,37 +191,34 @@ def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
         if len(answers[fact]) > 1:
             found.contested.add(fact)
         # A unit that says the same again says it once: best as an example.
-        words.sort(key=lambda row: (row.kind == "sft", row.order))
+        words.sort(key=lambda row: (not row.mute, row.kind == "sft", row.order))
         kept = {(row.unit, row.answer): row for row in words if row.answer in answers[fact]}
         for row in kept.values():
-            {"sft": found.said, "kto": found.confirmed, "asked": found.asked}[row.kind].append(row)
-    sources = {row.record_id for row in found.said}
+            kinds = {"sft": found.said, "kto": found.confirmed, "asked": found.asked}
+            (found.mute if row.mute and row.kind != "asked" else kinds[row.kind]).append(row)
+    sources = {row.record_id for row in (*found.said, *found.mute) if row.kind == "sft"}
     for row in {row.record_id: row for row in read if row.made_up}.values():
         overruled = row.fact in answers and row.answer not in answers[row.fact]
-        if not overruled and (not row.source_record or row.source_record in sources):
+        if not row.mute and not overruled and (not row.source_record or row.source_record in sources):
             found.made.append(row)
-    for some in (found.said, found.confirmed, found.asked, found.made):
+    for some in (found.said, found.confirmed, found.asked, found.made, found.mute):
         some.sort(key=lambda row: row.order)
     return found
 
 
-def _is_read(values: dict[str, Any]) -> bool:
-    return values["kind"] in (*TRAINED_KINDS, "asked") or (values["kind"] == "kto" and values["label"] is True)
-
-
-def row_of(values: dict[str, Any], new: bool) -> Row:
-    """A shard's row, as a plain dict, as one that a job or a verdict looks at."""
-    turns = [{name: turn[name] for name in _TURN} for turn in values["messages"] or ()]
+def row_of(values: dict[str, Any], new: bool, mute: bool = False) -> Row:
+    """A shard's row, as a plain dict, as one that a job or a verdict looks at; a mute one lacks its text."""
+    turns = [{name: turn[name] for name in _TURN} for turn in values.get("messages") or ()]
     made_up = values["origin"] in MADE_UP
     return Row(
-        messages=tuple(turns), completion=values["completion"] or "", split=values["split"],
+        messages=tuple(turns), completion=values.get("completion") or "", split=values["split"],
         record_id=values["record_id"], order=(values["submitted_ms"], values["partition"], values["offset"]),
         unit="" if made_up else values["unit"], conversation=values["conversation_id"] or "",
         question=values["question"], fact=values["input_hash"], answer=values["answer_hash"], kind=values["kind"],
         origin=values["origin"], sampled=values["sampled"] or "", judges=bool(values["judges"]),
         may_correct=bool(values["may_correct"]),
-        was_right=values["label"], source_record=values["source_record"] or "", minhash=values["minhash"] or b"",
-        new=new, dated=bool(values["dated"]),
+        was_right=values["label"], source_record=values["source_record"] or "", minhash=values.get("minhash") or b"",
+        new=new, dated=bool(values["dated"]), mute=mute,
     )  # fmt: skip
 
 

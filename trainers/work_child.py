@@ -20,12 +20,14 @@ from schemas.events import JobRequested, ShardRef
 from schemas.policy import ModelPolicy
 from serving.base import PROBE
 from serving.engine import Engine
+from streams import sorted_copies
 from streams.artifacts import ArtifactStore, open_store, put_shard_set
 from streams.losses import as_they_stand, is_void, losses, reason
 from trainers import sft
-from trainers.dataset import TrainingSet, training_set
+from trainers.dataset import TrainingSet
+from trainers.opened import taught_rows
 from trainers.row_files import places, put_table
-from trainers.rows import TRAINED_KINDS, read_rows
+from trainers.rows import TRAINED_KINDS
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -96,8 +98,9 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
 def job_data(
     job: JobRequested, policy: ModelPolicy, store: ArtifactStore, new: list[ShardRef], replay: list[ShardRef]
 ) -> TrainingSet:
-    """The rows a job trains on."""
-    data = training_set(read_rows(store, new, replay, policy.corrections), policy, seed=0)
+    """The rows a job trains on; what came since the last job is sorted first, for this one and all that follow."""
+    sorted_copies.sort(store, job.model, replay)
+    data = taught_rows(store, job.model, job.job_id, new, replay, policy)
     if not data.rows:
         raise JobError(f"{job.new_data.shards} shards hold no training example")
     for why, count in data.left_out.items():

@@ -195,7 +195,7 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
         return "requested" in found
 
     _ask(stage, desk, stage.plan.drifted, "mixed questions", enough)
-    _until(stage, lambda: figures.moments(client, MODEL, "drift"), "the drift to be detected")
+    _until(stage, lambda: bool(figures.moments(client, MODEL, "drift")), "the drift to be detected")
     try:
         _until(stage, enough, "the job to be asked for", 20)
     except DemoError as error:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from schemas.events import DecisionMade, ErasureRequested, ShardWritten
-from streams import erased, failpoints, kafka
+from streams import erased, failpoints, kafka, sorted_copies
 from streams.artifacts import ArtifactStore, open_store
 from streams.clickhouse import connect
 from streams.erase import shards, tables
@@ -96,7 +96,7 @@ class Erasure:
         compact_away(self._bootstrap, self._store, list(self._doomed), self._event.erasure_id, left)
         failpoints.hit("erase.compacted")
         # Once more: a process that was just starting may have gathered what the shards said before.
-        gathered.forget(self._store, self._standing(changed))
+        self._forget_copies(changed)
         receipt = {
             "tombstones": self._counted, "rewritten": len(changed), "rows": self._rows, **touched,
             "log_places": blot_out(self._logs, self._event.subject_id),
@@ -153,7 +153,7 @@ class Erasure:
             self._store, committed, self._event.subject_id, self._subject.inferences, self._event.erasure_id
         )
         self._rows = sum(after.erased for after in changed)
-        gathered.forget(self._store, self._standing(changed))
+        self._forget_copies(changed)
         named = {after.path for after in changed}
         failpoints.hit("erase.rewritten")
         shards.sweep(
@@ -176,6 +176,12 @@ class Erasure:
             "jobs": [job for job, *sets in tables.jobs_under_way(client) if shards.held(self._store, now, *sets)],
             "deleted": shards.sweep_adapters(self._store, {one.digest for one in candidates}),
         }
+
+    def _forget_copies(self, changed: list[ShardWritten]) -> None:
+        """What was made from shards and can be made again."""
+        standing = self._standing(changed)
+        gathered.forget(self._store, standing)
+        sorted_copies.forget(self._store, standing)
 
     def _standing(self, changed: list[ShardWritten]) -> set[str]:
         """The digests of all shards as they are now."""

@@ -25,6 +25,8 @@ from streams.prepare.shard import counted, put_shard, ref_of
 
 # Columns that hold a person's id; a row without words keeps its unit.
 _PERSONS = [name for name in (*PERSON_FIELDS, "unit") if name in SHARD_SCHEMA.names]
+# Where files with people's words lie, whole ones that nothing may name and what a crash left unfinished.
+_WITH_WORDS = ("shards", *(f"{UNFINISHED}/{kind}" for kind in ("shards", "gathered", "sorted")))
 # A shard file that nothing names may belong to a transaction that is not committed yet; none stays open as long.
 ORPHANED_AFTER_S = 60.0
 # An adapter is named right after it was stored; one that is this old was left by a job that was done again.
@@ -90,7 +92,7 @@ def sweep(store: ArtifactStore, named: Callable[[], set[str]], written_before_s:
     deleted = 0
     while True:
         known = named()
-        files = [*store.files("shards"), *store.files(f"{UNFINISHED}/shards"), *store.files(f"{UNFINISHED}/gathered")]
+        files = [one for folder in _WITH_WORDS for one in store.files(folder)]
         orphans = [one for one in files if one[0] not in known and one[1] <= written_before_s]
         for path, written_s in orphans:
             if time.time() - written_s > ORPHANED_AFTER_S:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from tests.bench.kept import holdout_leak, kept_share
 from tests.bench.measure import Measured, note, rounded
+from tests.bench.opening import open_1m_vs_10k
 from tests.bench.promotions import pass_rate_200x5, promotion_rate_20x10, promotion_rate_50x10
 
 FIGURES: dict[str, Callable[[], Iterable[Measured]]] = {
@@ -21,6 +22,7 @@ FIGURES: dict[str, Callable[[], Iterable[Measured]]] = {
     "promotion_rate_50x10": promotion_rate_50x10,
     "promotion_rate_20x10": promotion_rate_20x10,
     "pass_rate_200x5": pass_rate_200x5,
+    "open_1m_vs_10k": open_1m_vs_10k,
 }
 
 

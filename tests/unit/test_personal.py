@@ -21,7 +21,7 @@ from schemas.landing import create_table, table_name
 from schemas.personal import PERSON_FIELDS, STORES
 from schemas.shards import SHARD_SCHEMA
 from schemas.topics import BY_NAME, TOPICS, all_topics
-from streams import kafka
+from streams import kafka, sorted_copies
 from streams.artifacts import ArtifactStore, put_shard_set
 from streams.dead_letters import dead_letter
 from streams.erase import shards, tables
@@ -54,8 +54,8 @@ def record(event: type[msgspec.Struct], field: str, who: str) -> kafka.Record:
 
 
 def test_every_store_is_tested() -> None:
-    here = {"personal topics", "topics of stream processors", "dead letters", "shards", "gathered", "landing tables", "logs",
-            "adapters", "row files of jobs and verdicts"}  # fmt: skip
+    here = {"personal topics", "topics of stream processors", "dead letters", "shards", "gathered", "sorted",
+            "landing tables", "logs", "adapters", "row files of jobs and verdicts"}  # fmt: skip
     assert here | ELSEWHERE.keys() == {store.name for store in STORES}
     root = Path(__file__).parents[2]
     assert all((root / path).is_file() for path in ELSEWHERE.values())
@@ -159,6 +159,19 @@ def test_gathered(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None
     gathered.forget(store, {after.digest})
     assert sum(table.num_rows for table in gathered.remembered(store, [ref_of(after)])) == 1
     assert not any(before.digest.encode() in store.read_proven(path) for path, _ in store.files(gathered.FOLDER))
+
+
+def test_sorted(store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sorted_copies, "WORTH_SORTING", 1)
+    before = filled(store)
+    sorted_copies.sort(store, before.model, [ref_of(before)])
+    copies = tmp_path.glob(f"**/{sorted_copies.FOLDER}/**/*.parquet")
+    assert any(SOMEBODY in str(pq.read_table(path).to_pylist()) for path in copies)
+    (after,) = shards.rewrite(store, [before], SOMEBODY, {answer("hers")}, "erasure-1")
+    sorted_copies.forget(store, {after.digest})
+    assert not any(SOMEBODY.encode() in data or answer("hers").encode() in data for data in held_in(tmp_path))
+    sorted_copies.sort(store, before.model, [ref_of(after)])
+    assert not any(SOMEBODY.encode() in data or answer("hers").encode() in data for data in held_in(tmp_path))
 
 
 class Statements:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,21 @@ def some_rows(dice: random.Random, count: int, at: int, questions: int) -> list[
     """Rows on few questions by few people, so that they contradict, repeat and correct each other."""
     found = []
     for number in range(count):
-        question, unit = f"question {dice.randrange(questions)}", f"unit {dice.randrange(12)}"
+        question, who = f"question {dice.randrange(questions)}", dice.randrange(12)
+        unit, side = f"unit {who}", "test" if who < 4 else "train"
         kind = dice.choice(["sft"] * 6 + ["asked", "kto"])
         found.append(stored(
             question, dice.choice(["a", "b", "c"]), at=(at + number) * MONTH_MS // 40, unit=unit, kind=kind,
             record_id=f"record {at + number if dice.random() < 0.9 else dice.randrange(at + 1)}", offset=at + number,
             label=dice.choice([True, True, False]) if kind == "kto" else None,
-            split="test" if dice.random() < 0.3 else "train", may_correct=dice.random() < 0.05,
+            split=side, may_correct=dice.random() < 0.05,
         ))  # fmt: skip
         if dice.random() < 0.2 and kind == "sft":
             source = found[-1]
             made = stored(f"made of {question}", source["completion"], at=source["submitted_ms"], origin="augmented",
                           record_id=f"{source['record_id']}/made", source_record=source["record_id"], unit=unit,
-                          offset=at + number, split="train")  # fmt: skip
-            found.append({**made, "input_hash": made["input_hash"]})
+                          offset=at + number, split=side)  # fmt: skip
+            found.append(made)
     return found
 
 
@@ -59,6 +61,10 @@ def filled(store: ArtifactStore, seed: int, shards: int = 12, questions: int = 4
 
 def told(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.order, row.record_id))
+
+
+def named(rows: Iterable[Row]) -> set[tuple[str, tuple[int, int, int], str]]:
+    return {(row.record_id, row.order, row.completion) for row in rows}
 
 
 def runs(store: ArtifactStore) -> list[sorted_copies.Run]:
@@ -87,28 +93,30 @@ def test_whoever_wants_all_gets_all(store: ArtifactStore, seed: int, corrections
 
 @pytest.mark.parametrize("corrections", ["anyone", "trusted"])
 @pytest.mark.parametrize("is_sorted", [False, True])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_part_is_what_it_is_in_the_whole(store: ArtifactStore, seed: int, corrections: str, is_sorted: bool) -> None:
     new, old = filled(store, seed)
     plain = read_rows(store, new, old, corrections)
     if is_sorted:
         sorted_copies.sort(store, MODEL, old)
-    few = Sample(MODEL, train=20, held=10, start=seed / 12)
+    few = Sample(MODEL, train=20, held=10, start=seed / 8)
     part = read_rows(store, new, old, corrections, few)
     for name in ("said", "confirmed"):
         mine, all_of_them = getattr(part, name), getattr(plain, name)
-        assert set(mine) <= set(all_of_them), name
+        assert named(mine) <= named(all_of_them), name
         # Of the new rows all, and of the old ones of a side those of a part of the questions.
         assert [row for row in told(mine) if row.new] == [row for row in told(all_of_them) if row.new], name
     assert 0 < len([row for row in part.said if not row.new]) < len([row for row in plain.said if not row.new])
     facts = {row.fact for row in (*part.said, *part.confirmed)}
     assert part.contested & facts == plain.contested & facts
-    assert set(part.made) <= set(plain.made) and {m for m in plain.made if m.new} <= set(part.made)
+    assert named(part.made) <= named(plain.made)
+    assert named(m for m in plain.made if m.new) <= named(part.made)
     asked = {row.question for row in (*part.said, *part.confirmed)}
     assert part.common(1.0) & asked == plain.common(1.0) & asked
 
 
-def test_a_part_is_as_large_as_was_asked_for(store: ArtifactStore) -> None:
+def test_a_part_is_as_large_as_was_asked_for(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sorted_copies, "CHUNK_ROWS", 50)
     refs = [shard(store, f"s{n}", *[stored(f"{n}/{i}", "a", at=n, unit=f"{i}", offset=100 * n + i,
                                            split="test" if i % 5 == 0 else "train") for i in range(100)]) for n in range(20)]  # fmt: skip
     sorted_copies.sort(store, MODEL, refs)
@@ -132,9 +140,9 @@ def test_what_is_new_again_is_read_as_new_alone(store: ArtifactStore) -> None:
 
 
 def test_few_runs_however_many_shards_and_none_in_two(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sorted_copies, "RUN_ROWS", 400)
+    monkeypatch.setattr(sorted_copies, "RUN_ROWS", 200)
     dice, refs, counts = random.Random(1), [], []
-    for number in range(60):
+    for number in range(30):
         refs.append(shard(store, f"s{number}", *some_rows(dice, 10, 10 * number, 50)))
         sorted_copies.sort(store, MODEL, refs)
         sorted_once = [digest for run in runs(store) for digest in run.shards]

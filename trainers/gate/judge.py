@@ -25,8 +25,9 @@ from streams.registry import anchor_of, find
 from trainers.gate.checks import Checks, Judged
 from trainers.gate.known import unknown_because
 from trainers.gate.parts import Part, parted
+from trainers.opened import judged_rows
 from trainers.row_files import places, put_table
-from trainers.rows import TRAINED_KINDS, JudgingRow, Rows, judging_rows, read_rows
+from trainers.rows import TRAINED_KINDS, JudgingRow, Rows
 
 Report = Callable[[dict[str, Any]], None]
 BATCH = 32
@@ -93,11 +94,9 @@ def compare(
     anchor = anchor_of(state)
     if champion is not None and champion.base_digest != candidate.base_digest:
         raise RefusedError(f"the candidate is for another base than version {champion.version}: {candidate.base}")
-    rows = read_rows(
-        store, get_shard_set(store, candidate.new_data), get_shard_set(store, candidate.replay_data), policy.corrections
-    )
+    tests, rows = judged_rows(store, candidate.model, candidate.new_data, candidate.replay_data, policy)
     parts = parted(
-        judging_rows(rows, policy.near_duplicate_similarity), reason=candidate.reason, accept=candidate.accept,
+        tests, reason=candidate.reason, accept=candidate.accept,
         changed_ms=candidate.changed_at, newest_row_ms=champion.newest_row_ms if champion else 0,
     )
     base_dir = store.get_folder(candidate.base_path, candidate.base_digest)
