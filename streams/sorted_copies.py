@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.events import FileRef, ShardRef
 from schemas.shards import SHARD_SCHEMA, read_table
@@ -31,7 +32,7 @@ from streams.artifacts import ArtifactError, ArtifactStore, get_shard
 
 log = logging.getLogger(__name__)
 FOLDER = "sorted"
-CHUNK_ROWS, RUN_ROWS = 1_000, 250_000
+CHUNK_ROWS, RUN_ROWS, WORDS_AT_ONCE = 1_000, 250_000, 50_000
 # Fewer shards than this are opened one by one.
 WORTH_SORTING = 64
 # Of the words on one thing that was asked the newest so many are heard, and so many askers of a common question.
@@ -42,13 +43,23 @@ COLUMNS = [
     "may_correct", "source_record", "judges", "question", "input_hash", "answer_hash", "minhash", "partition", "offset",
     "submitted_ms", "dated",
 ]  # fmt: skip
-TEXT = ("messages", "completion", "minhash")
-WORDS = [name for name in COLUMNS if name not in TEXT]
+WORDS = [
+    "record_id", "unit", "kind", "split", "origin", "may_correct", "source_record", "question", "input_hash",
+    "answer_hash", "partition", "offset", "submitted_ms",
+]  # fmt: skip
+# 64 bits of a hash tell as much apart as can be stored.
+HASHES, HASH_DIGITS = ("question", "input_hash", "answer_hash"), 16
+_NAMES = ("kind", "split", "origin")
+RECORD = "record"  # the hash of the record's id
 SHARD = "shard"  # the column that says which of the run's shards a row is of
 _NUMBER = pa.field(SHARD, pa.int32())
 _ALL = pa.schema([*(SHARD_SCHEMA.field(name) for name in COLUMNS), _NUMBER])
 _WORDS = pa.schema([*(SHARD_SCHEMA.field(name) for name in WORDS), _NUMBER])
 _NO_ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]).empty_table()
+_NO_WORDS = _NO_ROWS.select(WORDS)
+# What is looked for in all words is looked for by so many bits first.
+BITS = 20
+_SHIFT = np.uint64(64 - BITS)
 _BEHIND_ALL = "g"  # what is sorted by are hex digits
 
 
@@ -64,10 +75,14 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """The shards that a run stands for, by the digests of the form they had, and its files."""
+    """The shards that a run stands for, by the digests of the form they had, and its files.
+
+    `moved` are the records that older runs hold in another form; within a run each is there in its newest.
+    """
 
     shards: list[str]
     rows: int
+    moved: list[str]
     chunks: list[Chunk]
     words: FileRef
 
@@ -98,10 +113,18 @@ class Opened:
 Bounds = list[tuple[str, str]]  # of questions, the upper one not included
 
 
-def is_read(table: pa.Table) -> pa.Table:
-    """The rows that a job or a verdict looks at: examples, answers that were called right, askers without words."""
+def rows_of(store: ArtifactStore, ref: ShardRef) -> pa.Table:
+    """The rows of a shard that a job or a verdict looks at, with COLUMNS and short hashes: examples, answers that were
+    called right, askers without words. Raises `ArtifactError`."""
+    table = read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)
     right = pc.and_(pc.equal(table["kind"], "kto"), pc.fill_null(table["label"], False))
-    return table.filter(pc.or_(pc.is_in(table["kind"], pa.array(["sft", "asked"])), right))
+    table = table.filter(pc.or_(pc.is_in(table["kind"], pa.array(["sft", "asked"])), right))
+    for name in HASHES:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(
+            place, table.schema.field(place), pc.utf8_slice_codeunits(table[name], 0, HASH_DIGITS)
+        )
+    return table
 
 
 def open_sample(
@@ -130,7 +153,7 @@ class _Opener:
     ) -> None:  # fmt: skip
         self._store, self._runs = store, [run for _, run in runs]
         self._wanted = {ref.digest for ref in shards}
-        self._loose = [is_read(_read(store, ref)) for ref in loose]
+        self._loose = [rows_of(store, ref) for ref in loose]
         stored = [(chunk.held, chunk.rows) for run in self._runs for chunk in run.chunks]
         here = [(side, _side(table, side).num_rows) for table in self._loose for side in (False, True)]
         counts = {side: sum(rows for held, rows in (*stored, *here) if held == side) for side in (False, True)}
@@ -144,6 +167,9 @@ class _Opener:
         heard, questions = given, _values(given, "question")
         facts, names = _values(given, "input_hash"), _values(given, "record_id") | _values(given, "source_record")
         asked: set[str] = set()
+        moved = {record for run in self._runs for record in run.moved}.union(
+            *(_values(table, "record_id") for table in (*self._loose, given))
+        )
         # Who said the same may say otherwise since, and what something was made from may be overruled: one thing leads
         # to another, but seldom far.
         for _ in range(MOST_STEPS):
@@ -152,7 +178,7 @@ class _Opener:
             heard = pa.concat_tables([heard, _distinct(found, heard)])
             sources = heard.filter(pc.is_in(heard["record_id"], _array(_values(heard, "source_record"))))
             facts, questions = _values(sources, "input_hash") - asked, set()
-            names = _values(found, "record_id") - asked
+            names = (_values(found, "record_id") & moved) - asked
             if not facts and not names:
                 break
         return Opened(rows, heard.slice(given.num_rows))
@@ -174,19 +200,27 @@ class _Opener:
 
     def _words(self, facts: set[str], questions: set[str], names: set[str]) -> pa.Table:
         """What was said on these facts and questions, and by these records; of much of it the newest."""
-        given, asked, said_by = _array(facts), _array(questions), _array(names)
-        found = [_NO_ROWS.select(WORDS)]
-        for table in self._spoken():
-            same = pc.or_(pc.is_in(table["input_hash"], given), pc.is_in(table["record_id"], said_by))
-            others = pc.and_(pc.invert(same), pc.is_in(table["question"], asked))
-            found.append(_newest(table.filter(same), "input_hash", MOST_WORDS))
-            found.append(_newest(table.filter(others), "question", MOST_ASKERS))
-        return pa.concat_tables(found)
+        table = pa.concat_tables([_NO_WORDS, *map(_plain, self._spoken(facts, questions, names))])
+        same = pc.or_(
+            pc.is_in(table["input_hash"], _array(facts)), pc.is_in(table["record_id"], _array(names))
+        )
+        others = pc.and_(pc.invert(same), pc.is_in(table["question"], _array(questions)))
+        said, others = table.filter(same), table.filter(others)
+        return pa.concat_tables([_newest(said, "input_hash", MOST_WORDS), _newest(others, "question", MOST_ASKERS)])
 
-    def _spoken(self) -> Iterator[pa.Table]:
+    def _spoken(self, facts: set[str], questions: set[str], names: set[str]) -> Iterator[pa.Table]:
+        """All words on these, and some others: most are passed over by a few bits of their hashes."""
+        maybe = {
+            "input_hash": _some_bits(int(value, 16) for value in facts),
+            "question": _some_bits(int(value, 16) for value in questions),
+            RECORD: _some_bits(map(_record_hash, names)),
+        }
         for run in self._runs:
-            data = self._store.get_bytes(run.words.path, run.words.digest)
-            yield self._of_wanted(run, pa.ipc.open_file(pa.BufferReader(data)).read_all())
+            for batch in _words_of(self._store, run):
+                found = np.zeros(batch.num_rows, dtype=bool)
+                for name, bits in maybe.items():
+                    found |= bits[batch[name].to_numpy() >> _SHIFT]
+                yield self._of_wanted(run, batch.filter(pa.array(found)).drop_columns(RECORD))
         for table in self._loose:
             yield table.select(WORDS)
 
@@ -208,7 +242,7 @@ def sort(store: ArtifactStore, model: str, shards: Sequence[ShardRef]) -> None:
             if rows + ref.rows > RUN_ROWS and taken:
                 break
             taken.append(ref)
-            tables.append(is_read(_read(store, ref)))
+            tables.append(rows_of(store, ref))
             rows += ref.rows
         merged = []
         for path, run in reversed(runs):  # the smallest first
@@ -286,8 +320,9 @@ def _put(
             numbers = pc.cast(pc.add(table[SHARD], len(shards)), pa.int32())
             pieces.append(table.set_column(table.schema.get_field_index(SHARD), _NUMBER, numbers))
         shards += run.shards
-    table = pa.concat_tables([_ALL.empty_table(), *pieces])
-    run = Run(shards, table.num_rows, list(_chunks(store, model, table)), _put_words(store, model, table))
+    table = _newest_of_each_record(pa.concat_tables([_ALL.empty_table(), *pieces]))
+    moved = _in_others(store, model, table["record_id"], {path for path, _ in merged})
+    run = Run(shards, table.num_rows, moved, list(_chunks(store, model, table)), _put_words(store, model, table))
     data = msgspec.json.encode(run)
     path = f"{FOLDER}/{model}/{hashlib.sha256(data).hexdigest()}.json"
     store.put_proven(path, data)
@@ -303,6 +338,26 @@ def _put(
 def get_shard_ref(store: ArtifactStore, ref: ShardRef) -> ShardRef:
     """The form in which a shard stands. Raises `ArtifactError`."""
     return get_shard(store, ref)[0]
+
+
+def _newest_of_each_record(table: pa.Table) -> pa.Table:
+    """Without what a record said before it was said again; the last row of what it says keeps its place."""
+    said = table.select(["submitted_ms", "partition", "offset"]).append_column("row", pa.array(range(table.num_rows)))
+    order = pc.sort_indices(said, [(name, "ascending") for name in said.column_names]).to_numpy()
+    codes = table["record_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    newest = np.full(codes.max(initial=-1) + 1, -1, dtype=np.int64)
+    newest[codes[order]] = order  # the last one written is the newest
+    return table.take(pa.array(np.sort(newest)))
+
+
+def _in_others(store: ArtifactStore, model: str, records: pa.ChunkedArray, merged: set[str]) -> list[str]:
+    """Which of these records runs but those hold too."""
+    found: set[str] = set()
+    for path, run in _runs(store, model):
+        if path not in merged:
+            for batch in _words_of(store, run):
+                found.update(records.filter(pc.is_in(records, batch["record_id"])).to_pylist())
+    return sorted(found)
 
 
 def _chunks(store: ArtifactStore, model: str, table: pa.Table) -> Iterator[Chunk]:
@@ -327,22 +382,56 @@ def _chunks(store: ArtifactStore, model: str, table: pa.Table) -> Iterator[Chunk
 
 
 def _put_words(store: ArtifactStore, model: str, table: pa.Table) -> FileRef:
+    """The words in few bytes, for all of them are looked through: hashes as numbers, names by their number."""
     words = table.select(_WORDS.names).combine_chunks()
+    for place, field in enumerate(_WORDS):
+        if field.name in HASHES:
+            numbers = np.array([int(value or "0", 16) for value in words[field.name].to_pylist()], dtype=np.uint64)
+            words = words.set_column(place, field.name, pa.array(numbers))
+        elif field.name in _NAMES:
+            words = words.set_column(place, field.name, words[field.name].dictionary_encode())
+    records = np.fromiter(map(_record_hash, words["record_id"].to_pylist()), np.uint64, words.num_rows)
+    words = words.append_column(RECORD, pa.array(records))
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, words.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(words)
+    with pa.ipc.new_file(sink, words.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(words, max_chunksize=WORDS_AT_ONCE)
     data = sink.getvalue().to_pybytes()
     path = f"{FOLDER}/{model}/words-{hashlib.sha256(data).hexdigest()}.arrow"
     return FileRef(path=path, digest=store.put_bytes(path, data), rows=words.num_rows)
 
 
+def _words_of(store: ArtifactStore, run: Run) -> Iterator[pa.Table]:
+    file = pa.ipc.open_file(pa.BufferReader(store.get_bytes(run.words.path, run.words.digest)))
+    for number in range(file.num_record_batches):
+        yield pa.Table.from_batches([file.get_batch(number)])
+
+
+def _record_hash(record: str) -> int:
+    return int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "big")
+
+
+def _some_bits(hashes: Iterable[int]) -> NDArray[np.bool_]:
+    """By the first bits of a hash, whether any of these begins so."""
+    found = np.zeros(1 << BITS, dtype=bool)
+    found[np.fromiter(hashes, np.uint64) >> _SHIFT] = True
+    return found
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """As shards have it."""
+    for place, field in enumerate(_NO_WORDS.schema):
+        column = table[field.name]
+        if column.type == pa.uint64():
+            values = [f"{value:016x}" for value in column.to_pylist()]
+            table = table.set_column(place, field, pa.array(values, field.type))
+        elif column.type != field.type:
+            table = table.set_column(place, field, column.cast(field.type))
+    return table
+
+
 def _delete(store: ArtifactStore, path: str, run: Run) -> None:
     for name in (path, *run.files):  # the run first: whoever finds it finds its files
         store.delete(name)
-
-
-def _read(store: ArtifactStore, ref: ShardRef) -> pa.Table:
-    return read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)
 
 
 def _parquet(store: ArtifactStore, chunk: Chunk) -> pa.Table:

@@ -19,14 +19,15 @@ from trainers.gate.parts import MOST_ROWS
 from trainers.rows import JudgingRow, Rows, judging_rows, read_rows
 
 # Some of what is opened turns out to be of no use: overruled, a hold-out's question, more than one may say.
-SLACK = 2
+TAUGHT_SLACK, HELD_SLACK = 2.0, 1.25
 
 
 def taught_rows(
     store: ArtifactStore, model: str, job_id: str, new: Sequence[ShardRef], old: Sequence[ShardRef], policy: ModelPolicy
 ) -> TrainingSet:
     """What a job trains on. Which old rows it replays is chosen by its id. Raises `ArtifactError`."""
-    sample = Sample(model, SLACK * _most_replayed(new, policy), SLACK * MOST_ROWS, _share_of(job_id))
+    taught = round(TAUGHT_SLACK * _most_replayed(new, policy))
+    sample = Sample(model, taught, round(HELD_SLACK * MOST_ROWS), _share_of(job_id))
     return training_set(read_rows(store, new, old, policy.corrections, sample), policy, seed=0)
 
 
@@ -34,7 +35,7 @@ def judged_rows(
     store: ArtifactStore, model: str, new: ShardSet, old: ShardSet | None, policy: ModelPolicy
 ) -> tuple[list[JudgingRow], Rows]:
     """The rows that judge a candidate, and those that were opened for it. Raises `ArtifactError`."""
-    sample = Sample(model, 0, SLACK * MOST_ROWS)
+    sample = Sample(model, 0, round(HELD_SLACK * MOST_ROWS))
     rows = read_rows(store, get_shard_set(store, new), get_shard_set(store, old), policy.corrections, sample)
     return judging_rows(rows, policy.near_duplicate_similarity), rows
 

@@ -6,7 +6,6 @@ same, so that a correction reaches whatever it corrects: training rows, hold-out
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.events import ShardRef
-from schemas.shards import SHARD_SCHEMA, read_table
-from streams.artifacts import ArtifactStore, get_shard
+from schemas.shards import SHARD_SCHEMA
+from streams.artifacts import ArtifactStore
 from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.people import MADE_UP
 from streams.prepare.questions import FEW
-from streams.sorted_copies import COLUMNS, Sample, is_read, open_sample
+from streams.sorted_copies import COLUMNS, Sample, open_sample, rows_of
 from streams.words import Word, standing
 
 TRAINED_KINDS = ("sft",)
@@ -173,8 +172,7 @@ def read_rows(
 
 
 def _read(store: ArtifactStore, shards: Iterable[ShardRef]) -> pa.Table:
-    read = (is_read(read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)) for ref in shards)
-    return pa.concat_tables([NOTHING, *read])
+    return pa.concat_tables([NOTHING, *(rows_of(store, ref) for ref in shards)])
 
 
 def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
@@ -207,19 +205,23 @@ def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
 
 
 def row_of(values: dict[str, Any], new: bool, mute: bool = False) -> Row:
-    """A shard's row, as a plain dict, as one that a job or a verdict looks at; a mute one lacks its text."""
-    turns = [{name: turn[name] for name in _TURN} for turn in values.get("messages") or ()]
+    """A shard's row, as a plain dict, as one that a job or a verdict looks at; of a mute one there is less."""
     made_up = values["origin"] in MADE_UP
+    common = {
+        "split": values["split"], "record_id": values["record_id"], "unit": "" if made_up else values["unit"],
+        "order": (values["submitted_ms"], values["partition"], values["offset"]), "question": values["question"],
+        "fact": values["input_hash"], "answer": values["answer_hash"], "kind": values["kind"],
+        "origin": values["origin"], "may_correct": bool(values["may_correct"]),
+        "source_record": values["source_record"] or "", "new": new, "mute": mute,
+    }  # fmt: skip
+    if mute:
+        return Row(messages=(), completion="", **common)
+    turns = [{name: turn[name] for name in _TURN} for turn in values["messages"] or ()]
     return Row(
-        messages=tuple(turns), completion=values.get("completion") or "", split=values["split"],
-        record_id=values["record_id"], order=(values["submitted_ms"], values["partition"], values["offset"]),
-        unit="" if made_up else values["unit"], conversation=values["conversation_id"] or "",
-        question=values["question"], fact=values["input_hash"], answer=values["answer_hash"], kind=values["kind"],
-        origin=values["origin"], sampled=values["sampled"] or "", judges=bool(values["judges"]),
-        may_correct=bool(values["may_correct"]),
-        was_right=values["label"], source_record=values["source_record"] or "", minhash=values.get("minhash") or b"",
-        new=new, dated=bool(values["dated"]), mute=mute,
-    )  # fmt: skip
+        messages=tuple(turns), completion=values["completion"] or "", conversation=values["conversation_id"] or "",
+        sampled=values["sampled"] or "", judges=bool(values["judges"]), was_right=values["label"],
+        minhash=values["minhash"] or b"", dated=bool(values["dated"]), **common,
+    )
 
 
 @dataclass(frozen=True)
