@@ -9,11 +9,13 @@ stands is a job's to say (`streams.words`): it sees all of them. The state is a 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +24,7 @@ from schemas.policy import ModelPolicy
 from streams.prepare.masks import Masks
 from streams.prepare.people import MADE_UP, People
 from streams.prepare.questions import Questions, is_known
-from streams.prepare.runs import Tally, key_of
+from streams.prepare.runs import Columns, Tally, key_of, keys_of
 from streams.prepare.said import Said
 
 # The columns of a shard that the state is rebuilt from.
@@ -60,18 +62,37 @@ class Admission:
 
     def remember(self, table: pa.Table, policies: Mapping[str, ModelPolicy]) -> None:
         """Take in the rows of committed shards (columns REMEMBERED), which may come in any order."""
-        table = table.filter(pc.not_equal(table["origin"], "augmented"))
-        by_model: dict[str, list[Row]] = defaultdict(list)
-        for row in table.sort_by("submitted_ms").to_pylist():
-            by_model[row["model"]].append(row)
-        for model, rows in by_model.items():
-            self._load(rows)
-            people = [row for row in rows if row["origin"] not in MADE_UP]
-            self._people.remember(people, policies.get(model) or ModelPolicy())
-            self._questions.remember([row for row in rows if is_known(row["question"])])
-            for row in rows:
-                self._take(row)
+        table = table.filter(pc.not_equal(table["origin"], "augmented")).sort_by("submitted_ms")
+        for model in table["model"].unique().to_pylist():
+            rows = table.filter(pc.equal(table["model"], model))
+            people = rows.filter(pc.invert(pc.is_in(rows["origin"], pa.array(MADE_UP))))
+            self._people.remember(model, people.to_pydict(), policies.get(model) or ModelPolicy())
+            self._questions.remember(model, rows.filter(pc.not_equal(rows["question"], "")).to_pydict())
+            self._hear(model, rows.to_pydict())
+            masked = rows.filter(pc.greater(pc.coalesce(pc.list_value_length(rows["answer_masks"]), 0), 0)).to_pylist()
+            self._masks.load(masked)
+            for row in masked:
                 self._masks.count(row)
+
+    def _hear(self, model: str, columns: Columns) -> None:
+        """Take in what rows of one model say, the oldest first."""
+        times = np.array(columns["submitted_ms"], dtype=np.int64)
+        sft = [kind in ("sft", "asked") for kind in columns["kind"]]
+        hashes = {name: [value[:KEY_DIGITS] for value in columns[name]] for name in HASHES}
+        about = [one if is_sft else other for is_sft, one, other in zip(
+            sft, hashes["input_hash"], hashes["content_hash"], strict=True
+        )]  # fmt: skip
+        facts = keys_of(repeat(model), about)
+        self._records.say_all(keys_of(repeat(model), columns["record_id"]), hashes["content_hash"], times)
+        self._words.say_all(keys_of(facts.tolist(), columns["unit"]), hashes["answer_hash"], times)
+        self._facts.say_all(facts, hashes["answer_hash"], times)
+        opinions = zip(columns["unit"], hashes["content_hash"], strict=True)
+        examples = zip(columns["question"], columns["unit"], hashes["answer_hash"], strict=True)
+        alike = (
+            (model, *example) if is_sft else (model, *opinion)
+            for is_sft, example, opinion in zip(sft, examples, opinions, strict=True)
+        )
+        self._near.add(np.array([key_of(*parts) for parts in alike], dtype=np.uint64), 1)
 
     def admit(self, rows: Sequence[Row], policy: ModelPolicy) -> Admitted:
         """What becomes of a batch of one model's rows, which get their question, unit and side.

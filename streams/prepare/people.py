@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 from schemas.events import SubjectShared
 from schemas.identity import split_of, subject_key
 from schemas.policy import ModelPolicy
-from streams.prepare.runs import Tally, key_of
+from streams.prepare.runs import Columns, Tally, key_of, keys_of
 
 SHARED_AT = 200
 # With so many rows and none of them held out, the next new unit is.
@@ -41,13 +42,22 @@ class People:
         """Note subjects that were found to be shared before."""
         self._shared.update(event.subject_key for event in events)
 
-    def remember(self, rows: Sequence[Row], policy: ModelPolicy) -> None:
-        """Take in committed rows of one model that people said."""
-        self._load(rows)
-        for row in rows:
-            self._note(row)
-            if row["split"] not in (self._sides.get(_unit(row)), self._side(row["unit"], policy)):
-                self._sides[_unit(row)] = row["split"]
+    def remember(self, model: str, columns: Columns, policy: ModelPolicy) -> None:
+        """Take in committed rows of one model that people said, the oldest first."""
+        units, subjects, talks, sides = (columns[name] for name in ("unit", "subject_id", "conversation_id", "split"))
+        self._model_rows[model] += len(units)
+        if "test" in sides:
+            self._tested.add(model)
+        self._units.add(keys_of(repeat(model), units), 1)
+        own = [(subject, talk) for unit, subject, talk in zip(units, subjects, talks, strict=True) if unit == subject]
+        self._rows.add(keys_of(repeat(model), (subject for subject, _ in own)))
+        begun = [(subject, talk) for subject, talk in own if talk]
+        self._begun.add(keys_of(repeat(model), *zip(*begun, strict=True)) if begun else keys_of(()), 1)
+        latest = {place: number for number, place in enumerate(zip(units, sides, strict=True))}
+        by_hash = {unit: self._side(unit, policy) for unit, _ in latest}
+        for unit, side in sorted(latest, key=latest.__getitem__):
+            if side != by_hash[unit]:
+                self._sides[model, unit] = side
 
     def assign(self, rows: Sequence[Row], policy: ModelPolicy) -> list[SubjectShared]:
         """Give each row of one model its unit and its side (a side that it has already stays); what became shared."""

@@ -7,6 +7,7 @@ have asked it: then people will ask it again, and what is trained on it and judg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from streams.prepare.near import PERMUTATIONS, NearIndex, band_keys
 from streams.prepare.people import MADE_UP
-from streams.prepare.runs import Tally, key_of
+from streams.prepare.runs import Columns, Tally, key_of, keys_of
 
 FEW = 5
 # Of a common question so many rows of a side keep their words in each period.
@@ -41,7 +42,8 @@ class Questions:
         asking = [row for row in rows if is_known(row["question"])]
         if not asking or least >= 1:
             return
-        signatures, salts, names = _arrays(asking)
+        columns = ([row[name] for row in asking] for name in ("minhash", "model", "question"))
+        signatures, salts, names = _arrays(*columns)
         found, known = self._near.find(signatures, salts, least)
         alone = _without_twin(signatures, salts)
         batch = NearIndex()
@@ -75,23 +77,24 @@ class Questions:
         self._worded[place] += 1
         return True
 
-    def remember(self, rows: Sequence[Row]) -> None:
-        """Take in committed rows, those without words too."""
-        self.load(rows)
-        first: dict[int, Row] = {}
-        for row in rows:
-            question, asker = _question(row), _asker(row)
-            if not self._askers[question] and question not in first:
-                first[question] = row
-            if row["origin"] in MADE_UP:
-                continue
-            if not self._asked_by[asker]:
-                self._asked_by[asker] = 1
-                self._askers[question] = min(FEW, self._askers[question] + 1)
-            self._worded[_place(row)] += row["kind"] != "asked"
-        if first:
-            self._near.add(*_arrays(list(first.values())))
-
+    def remember(self, model: str, columns: Columns) -> None:
+        """Take in committed rows of one model that ask something, those without words too."""
+        questions, units, kinds, origins = (columns[name] for name in ("question", "unit", "kind", "origin"))
+        keys = keys_of(repeat(model), questions)
+        unique, first = np.unique(keys, return_index=True)
+        first = np.sort(first[self._askers.missing(unique)])
+        said = np.array([origin not in MADE_UP for origin in origins], dtype=bool)
+        askers = keys_of(repeat(model), questions, units)
+        once = np.unique(askers[said], return_index=True)[1]
+        new = once[self._asked_by.missing(askers[said][once])]
+        self._asked_by.add(askers[said][new], 1)
+        self._askers.add(keys[said][new], FEW)
+        periods = [at_ms // PERIOD_MS for at_ms in columns["submitted_ms"]]
+        places = keys_of(repeat(model), questions, kinds, columns["split"], periods)
+        self._worded.add(places[said & np.array([kind != "asked" for kind in kinds], dtype=bool)])
+        if len(first):
+            hashes, names = ([columns[name][row] for row in first.tolist()] for name in ("minhash", "question"))
+            self._near.add(*_arrays(hashes, [model] * len(first), names))
 
 def _question(row: Row) -> int:
     return key_of(row["model"], row["question"])
@@ -105,11 +108,12 @@ def _place(row: Row) -> int:
     return key_of(row["model"], row["question"], row["kind"], row["split"], row["submitted_ms"] // PERIOD_MS)
 
 
-def _arrays(rows: Sequence[Row]) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]]:
+def _arrays(
+    minhashes: Sequence[bytes], models: Sequence[str], questions: Sequence[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]]:
     """Signatures, models as salts, questions as names."""
-    signatures = np.frombuffer(b"".join(row["minhash"] for row in rows), dtype=np.uint8).reshape(-1, PERMUTATIONS)
-    salts = np.array([key_of(row["model"]) for row in rows], dtype=np.uint64)
-    return signatures, salts, np.array([int(row["question"], 16) for row in rows], dtype=np.uint64)
+    signatures = np.frombuffer(b"".join(minhashes), dtype=np.uint8).reshape(-1, PERMUTATIONS)
+    return signatures, keys_of(models), np.array([int(question, 16) for question in questions], dtype=np.uint64)
 
 
 def _without_twin(signatures: NDArray[np.uint8], salts: NDArray[np.uint64]) -> NDArray[np.bool_]:

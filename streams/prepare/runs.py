@@ -5,11 +5,14 @@ A Python dict takes 100 bytes an entry. Runs are merged as in a log-structured t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+MOST = 2**31 - 1
+Columns = Mapping[str, Sequence[Any]]  # of rows, by name
 
 
 class Runs:
@@ -64,6 +67,19 @@ class Tally:
     def __setitem__(self, key: int, value: int) -> None:
         self._loaded[key] = self._changed[key] = value
 
+    def add(self, keys: NDArray[np.uint64], most: int = MOST) -> None:
+        """Add one for each time that a key is there, as far as `most`; what was loaded is not at hand any more."""
+        self._settle()
+        unique, counts = np.unique(keys, return_counts=True)
+        now = np.maximum(self._runs.find(unique), 0).astype(np.int64) + counts
+        self._runs.add(unique, np.minimum(now, most))
+        self._loaded = {}
+
+    def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which keys have no number."""
+        self._settle()
+        return np.asarray(self._runs.find(keys) <= 0)
+
     def _settle(self) -> None:
         if self._changed:
             keys = np.fromiter(self._changed.keys(), dtype=np.uint64, count=len(self._changed))
@@ -74,6 +90,11 @@ class Tally:
 def key_of(*parts: object) -> int:
     """64 bits for what parts name, other ones in each process."""
     return hash(parts) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def keys_of(*parts: Iterable[object]) -> NDArray[np.uint64]:
+    """`key_of` of each row; a part is a column."""
+    return np.array([hash(row) for row in zip(*parts, strict=False)], dtype=np.int64).view(np.uint64)
 
 
 def _sorted(keys: NDArray[Any], values: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.int32]]:

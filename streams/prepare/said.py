@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streams.prepare.runs import Runs, grown
 
@@ -50,19 +51,37 @@ class Said:
         if known is None or known.time_ms <= time_ms:
             self._loaded[key] = self._fresh[key] = Word(_short(content_hash), time_ms)
 
+    def say_all(self, keys: NDArray[np.uint64], content_hashes: Sequence[str], times_ms: NDArray[np.int64]) -> None:
+        """`say` for many at once, the oldest first; what was loaded before is not at hand any more."""
+        self._settle()
+        last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
+        digests = np.array([_short(content_hashes[place]) for place in last.tolist()], dtype=np.uint32)
+        self._put(keys[last], digests, times_ms[last])
+        self._loaded = {}
+
     def _settle(self) -> None:
         if not self._fresh:
             return
-        keys = np.fromiter(self._fresh.keys(), dtype=np.uint64, count=len(self._fresh))
+        words, count = self._fresh.values(), len(self._fresh)
+        self._put(
+            np.fromiter(self._fresh.keys(), np.uint64, count),
+            np.fromiter((word.digest for word in words), np.uint32, count),
+            np.fromiter((word.time_ms for word in words), np.int64, count),
+        )
+        self._fresh = {}
+
+    def _put(self, keys: NDArray[np.uint64], digests: NDArray[np.uint32], times_ms: NDArray[np.int64]) -> None:
+        """Note words under keys that differ, but where a later one is known."""
         places = self._places.find(keys).astype(np.int64)
         new = places < 0
         end = self._count + int(new.sum())
-        places[new] = np.arange(self._count, end)
         self._digests, self._times = grown(self._digests, end), grown(self._times, end)
-        self._digests[places] = [word.digest for word in self._fresh.values()]
-        self._times[places] = [word.time_ms for word in self._fresh.values()]
+        places[new] = np.arange(self._count, end)
+        self._times[places[new]] = times_ms[new]
+        holds = self._times[places] <= times_ms
+        self._digests[places[holds]], self._times[places[holds]] = digests[holds], times_ms[holds]
         self._places.add(keys[new], places[new])
-        self._count, self._fresh = end, {}
+        self._count = end
 
 
 def _short(content_hash: str) -> int:

@@ -205,3 +205,27 @@ def test_a_class_is_what_three_people_said() -> None:
         ("parcel", "a"), ("parcel", "b"), ("parcel", "c"), ("parcel", "c"), ("my name is Jane", "a"), ("my name is Jane", "a"), ("ok", "b"),
     ])]  # fmt: skip
     assert counted(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))["rows_by_class"] == {"parcel": 4}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_started_again_goes_on_as_whoever_did_not(seed: int) -> None:
+    """The state is a function of committed rows: rebuilt between any two batches it admits the same."""
+    dice = random.Random(seed)
+    things = ["the jacket", "the lamp", "the very long garden hose that was on offer last week", "tea"]
+    lived, rows = fresh(), []
+    for at in range(0, 240, 12):
+        batch = [
+            row(
+                f"where is {dice.choice(things)}{dice.choice(['', '?', ' please'])}", dice.choice(["a", "b", "c"]), at + n,
+                subject_id=f"person {dice.randrange(9)}" if dice.random() < 0.8 else "",
+                conversation_id=f"talk {dice.randrange(12)}" if dice.random() < 0.5 else "",
+            )
+            for n in range(12)
+        ]  # fmt: skip
+        again = fresh()
+        for some in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+            again.remember(pa.Table.from_pylist(some, schema=SHARD_SCHEMA).select(REMEMBERED), {"support": POLICY})
+        one, other = (state.admit([dict(entry) for entry in batch], POLICY) for state in (lived, again))
+        assert one.rows == other.rows and +one.dropped == +other.dropped and one.contradictions == other.contradictions
+        rows += one.rows
+    assert len(rows) < 200 and {entry["kind"] for entry in rows} == {"sft", "asked"}
