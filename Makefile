@@ -49,8 +49,8 @@ test-whole: $(TESTS)
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
 test-parts: lint
-	@nice $(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
-	@nice $(BIN)/python -m pytest tests/integration tests/containers --durations=10
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
+	@$(BIN)/python -m pytest tests/integration tests/containers -n 2 --dist loadfile --durations=10
 
 test-long: $(TESTS)
 	@$(BIN)/python -m pytest -m "long or fuzz" --hypothesis-profile=long --timeout=1800

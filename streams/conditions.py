@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from schemas.policy import ModelPolicy
-from streams.planning import LEAST_UNITS, plan
+from streams.planning import FIRST, LEAST_UNITS, Disagreement, plan
 
 DAY_MS = 86_400_000
 
@@ -25,7 +25,8 @@ class HeldRows:
 class Situation:
     """What stands about one model. Times are Unix time in ms; 0 = never. Jobs that were void count for nothing.
 
-    `recent` and `older` are the test rows said since what the job is about, and before.
+    `recent` and `older` are the test rows said since what the job is about, and before; `last` is what the last verdict
+    found.
     """
 
     champion: int
@@ -36,6 +37,7 @@ class Situation:
     base_known: bool
     recent: HeldRows = field(default_factory=lambda: HeldRows(0, 0))
     older: HeldRows = field(default_factory=lambda: HeldRows(0, 0))
+    last: Disagreement = FIRST
 
 
 def needed(situation: Situation, policy: ModelPolicy) -> int:
@@ -84,8 +86,8 @@ def missing_tests(situation: Situation, policy: ModelPolicy, better: bool) -> st
     if not situation.champion:
         return ""
     planned = plan(
-        everything.rows, everything.units, margin=policy.max_retention_loss, confidence=policy.confidence,
-        minimum_n=policy.min_holdout_examples, small_data=policy.small_data,
+        everything.rows, everything.units, last=situation.last, margin=policy.max_retention_loss,
+        confidence=policy.confidence, minimum_n=policy.min_holdout_examples, small_data=policy.small_data,
     )
     return "" if planned.enough else planned.words
 

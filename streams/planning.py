@@ -6,15 +6,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
+
+import msgspec
+
+from schemas.events import Check
 
 TARGET_POWER = 0.95
 DISCORDANCE_FLOOR = 0.10  # two models that seldom differ in a small sample may still differ in the next one
 WIDEST_MARGIN = 0.15
 LEAST_UNITS = 20  # people, or conversations where people are fewer, under which nothing is judged
 _NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """On what share of rows two models of one line give answers of which one is right, and how many times the rows it
+    takes because one person gives several. What is said before there was a verdict."""
+
+    share: float = 0.25
+    design_effect: float = 1.0
+
+
+FIRST = Disagreement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +73,7 @@ def plan(
     rows: int,
     units: int,
     *,
-    discordance: float = 0.25,
-    design_effect: float = 1.0,
+    last: Disagreement = FIRST,
     margin: float,
     confidence: float,
     minimum_n: int,
@@ -65,13 +81,13 @@ def plan(
 ) -> Plan:
     """Can `rows` test rows of `units` people judge a candidate?
 
-    `units` is the number of clusters (`clusters.clusters`: conversations where people are under 20). `discordance` and
-    `design_effect` are the last verdict's. With `widen` the margin grows to what the rows can show, at most 0.15 (or
+    `units` is the number of clusters (`clusters.clusters`: conversations where people are under 20), `last` what the
+    last verdict found (`disagreement`). With `widen` the margin grows to what the rows can show, at most 0.15 (or
     `margin`, if that is wider); what is missing is then what the widest margin lacks.
     """
     widest = max(margin, WIDEST_MARGIN) if small_data == "widen" else margin
-    needed = max(minimum_n, needed_rows(discordance, design_effect, margin=widest, confidence=confidence))
-    shown = shown_margin(rows, discordance, design_effect, confidence=confidence)
+    needed = max(minimum_n, needed_rows(last.share, last.design_effect, margin=widest, confidence=confidence))
+    shown = shown_margin(rows, last.share, last.design_effect, confidence=confidence)
     used = min(widest, max(margin, math.ceil(shown * 1000 - 1e-6) / 1000))
     rows_missing, people_missing = max(0, needed - rows), max(0, LEAST_UNITS - units)
     enough = not rows_missing and not people_missing
@@ -79,6 +95,18 @@ def plan(
     if used > margin:
         words += f"; the margin is {used:.1%} instead of {margin:.1%}: fewer rows cannot show a smaller loss"
     return Plan(enough, used, rows_missing, people_missing, words)
+
+
+def disagreement(verdicts: Iterable[Iterable[Check]]) -> Disagreement:
+    """What the last of these verdicts, the oldest first, found on the most rows that it judged by a margin."""
+    found = FIRST
+    for checks in verdicts:
+        judged = [check for check in checks if check.check == "non_inferiority" and check.n]
+        if judged:
+            widest = max(judged, key=lambda check: check.n)
+            effect = msgspec.json.decode(widest.details or "{}", type=dict[str, object]).get("design_effect")
+            found = Disagreement(widest.discordance, float(effect) if isinstance(effect, float | int) else 1.0)
+    return found
 
 
 def _words(rows: int, units: int, rows_missing: int, people_missing: int) -> str:

@@ -15,11 +15,12 @@ import msgspec
 from clickhouse_connect.driver.client import Client
 
 from schemas.codec import now_ms
-from schemas.events import BaseRegistered, ShardRef, ShardSet, Version
+from schemas.events import BaseRegistered, Check, ShardRef, ShardSet, Version
 from schemas.policy import ModelPolicy
 from streams.artifacts import ArtifactStore, get_shard_set
 from streams.clickhouse import rows
 from streams.conditions import DAY_MS, HeldRows, Situation
+from streams.planning import Disagreement, disagreement
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Knowledge:
             # To a version what has no time is old, whenever it came; the first is judged by all there is.
             recent=held(new, dated=champion is not None),
             older=held(old),
+            last=self._disagreement(model),
         )
         answered = frozenset(job.because for job in known if job.job_id in jobs)
         void = tuple(job for job in known if job.job_id in gone)
@@ -192,6 +194,15 @@ class Knowledge:
             model=model,
         )
         return [KnownJob(**row | {"from_base": bool(row["from_base"])}) for row in found]
+
+    def _disagreement(self, model: str) -> Disagreement:
+        found = rows(
+            self._client,
+            "SELECT checks FROM tuneloop.verdict_reached FINAL WHERE model = {model:String} "
+            "AND position(checks, 'non_inferiority') > 0 ORDER BY ts DESC LIMIT 1",
+            model=model,
+        )
+        return disagreement(msgspec.json.decode(row["checks"], type=list[Check]) for row in found)
 
     def _void(self, model: str) -> frozenset[str]:
         """Jobs that are to be asked for again: the trainer found it, or the gate."""

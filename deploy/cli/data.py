@@ -23,7 +23,6 @@ from streams import kafka
 from streams.artifacts import ArtifactStore
 from streams.clickhouse import rows
 from streams.prepare.people import TEST_BY
-from trainers.rows import read_rows
 
 app = typer.Typer(no_args_is_help=True, help="Training data.")
 SHOWN_REFUSALS = 20
@@ -117,6 +116,8 @@ def contested(client: Client, store: ArtifactStore, model: str, policy: ModelPol
     """Questions to which two answers stand; none where the newest holds whoever says it."""
     if policy.corrections == "anyone":
         return 0
+    from trainers.rows import read_rows  # a third of a second for whoever asks for something else
+
     return len(read_rows(store, exporting.committed(client, model), (), policy.corrections).contested)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from streams.erased import Erased
 from streams.kafka import Out
 from streams.monitor.land import ClickHouseStore
 from streams.prepare.shard import counted, put_shard, ref_of
+from tests import parts
 from tests.broker import fresh, fresh_topic, landed, open_transaction, publish
 from tests.examples import example
 from tests.ids import KEY_ID, SECRET, answer
@@ -39,6 +41,13 @@ BEFORE, LATE, OTHERS = (answer(letter) for letter in "abc")
 def kafka_bootstrap(own_bootstrap: str) -> str:
     """An erasure reads all there is, others' registry and records of other secrets too."""
     return own_bootstrap
+
+
+@pytest.fixture(scope="module")
+def clickhouse_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """And others' jobs under way."""
+    with parts.clickhouse(tmp_path_factory.mktemp("clickhouse")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from streams.artifacts import get_shard_set, put_shard_set
 from streams.clickhouse import connect
 from streams.erase import shards
 from streams.monitor.land import ClickHouseStore
+from streams.planning import FIRST, Disagreement
 from streams.prepare.shard import counted, put_shard, ref_of
 from streams.situation import Knowledge
 from tests.broker import fresh, landed
@@ -208,3 +209,17 @@ def test_a_void_job_counts_for_nothing_and_its_cause_stands_open(
     told.land(again, causation_id="drift-1")
     final = told.facts()
     assert final.answered == {"drift-1"} and final.situation.job_in_flight == again.job_id
+
+
+def test_the_next_job_is_planned_with_what_the_last_verdict_found(
+    kafka_bootstrap: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    told = Told(clickhouse_url, kafka_bootstrap, tmp_path)
+    assert told.facts().situation.last == FIRST
+    for share in (0.4, 0.12):
+        check = msgspec.structs.replace(
+            example(e.Check, told.model), check="non_inferiority", n=90, discordance=share, details='{"design_effect": 1.5}'
+        )
+        told.land(example(e.VerdictReached, told.model, checks=[check]))
+    told.land(example(e.VerdictReached, told.model, checks=[], void=True))
+    assert told.facts().situation.last == Disagreement(0.12, 1.5)

@@ -9,6 +9,7 @@ from msgspec import to_builtins
 
 from schemas.policy import ModelPolicy
 from streams.conditions import HeldRows, Situation, needed, waits_for
+from streams.planning import Disagreement
 
 POLICY = ModelPolicy(min_initial_examples=100, min_new_examples=40, cooldown_s=60.0, max_jobs_per_day=3)
 NOW = 1_763_700_000_000
@@ -80,3 +81,10 @@ def test_who_waits_rather_than_widens_needs_more() -> None:
     assert waits_for(situation, POLICY, NOW) == {}
     wait = ModelPolicy(**{**to_builtins(POLICY), "small_data": "wait"})
     assert "missing" in waits_for(situation, wait, NOW)["test rows"]
+
+
+def test_models_that_disagree_more_need_more_test_rows() -> None:
+    """As the last verdict found it; 71 rows are enough for a quarter, and the margin that so few can show."""
+    wide = replace(READY, last=Disagreement(0.5))
+    assert "test rows" in waits_for(wide, POLICY, NOW) and "test rows" not in waits_for(READY, POLICY, NOW)
+    assert waits_for(replace(wide, recent=HeldRows(150, 40), older=HeldRows(150, 40)), POLICY, NOW) == {}

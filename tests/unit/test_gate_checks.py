@@ -10,6 +10,7 @@ import pytest
 
 from schemas.events import Check, FileRef, ModelStateChanged, ShardSet, VerdictReached, Version
 from schemas.policy import ModelPolicy
+from streams.planning import Disagreement
 from streams.registry import anchor_of, on_verdict
 from tests.examples import example
 from tests.unit.test_dataset import row
@@ -216,3 +217,14 @@ def test_attempts_on_the_same_rows_are_counted_and_new_rows_begin_anew() -> None
     assert attempts([said(100), said(110), said(120)], 2) == 3
     assert attempts([said(100), said(300)], 2) == 1, "most rows are new"
     assert attempts([said(100, champion=1), said(100, passed=True)], 2) == 0
+
+
+def test_the_margin_is_what_the_last_verdict_lets_expect() -> None:
+    """Fixed before the rows are looked at: the same rows are judged by a wider margin where models disagreed more."""
+    tests = asked_of(400)
+    right = np.ones(400)
+    margins = [
+        verdict(judged(tests, right, right, last=Disagreement(share)), "age")["non_inferiority", "recent"].margin
+        for share in (0.1, 0.25)
+    ]
+    assert POLICY.max_retention_loss < margins[0] < margins[1]

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from scipy import stats
 
-from streams.planning import Plan, attempt_confidence, needed_rows, plan, required_n, shown_margin
+from schemas.events import Check
+from streams.planning import (
+    FIRST,
+    Disagreement,
+    Plan,
+    attempt_confidence,
+    disagreement,
+    needed_rows,
+    plan,
+    required_n,
+    shown_margin,
+)
+from tests.examples import example
 from tests.paired import correlated, layout
 from trainers.gate.statistics import non_inferiority, superiority
 
@@ -25,6 +39,23 @@ def test_rows_of_few_people_are_needed_in_greater_numbers() -> None:
     assert needed_rows(0.25, 3.7, margin=0.05) == pytest.approx(3.7 * 1083, abs=4)
     assert needed_rows(0.25, 0.4, margin=0.05) == 1083  # luck in one sample is no promise for the next
     assert needed_rows(0.0, 1.0, margin=0.05) == needed_rows(0.1, 1.0, margin=0.05)
+
+
+def retention(n: int, share: float, effect: float | None) -> Check:
+    details = "" if effect is None else json.dumps({"design_effect": effect})
+    return replace(example(Check, ""), check="non_inferiority", n=n, discordance=share, details=details)
+
+
+def test_what_the_last_verdict_found_is_what_the_next_is_planned_with() -> None:
+    shown = replace(retention(900, 0.9, 9.0), check="superiority")
+    assert disagreement([]) == disagreement([[shown], []]) == FIRST
+    first, second = [shown, retention(50, 0.4, 1.5)], [retention(30, 0.9, 9.0), retention(400, 0.12, 2.5)]
+    assert disagreement([first]) == Disagreement(0.4, 1.5)
+    assert disagreement([first, second, [shown]]) == Disagreement(0.12, 2.5)
+    assert disagreement([[retention(50, 0.4, None)]]) == Disagreement(0.4, 1.0)
+    # Twice the disagreement takes twice the rows.
+    missing = [planned(0, 50, last=Disagreement(share)).rows_missing for share in (0.25, 0.5)]
+    assert missing[1] == pytest.approx(2 * missing[0], abs=1)
 
 
 def test_enough_rows_of_enough_people() -> None:
@@ -70,7 +101,7 @@ def test_the_least_number_of_examples_is_part_of_the_plan() -> None:
 def test_a_plan_that_is_enough_ends_in_a_check_that_can_be_passed(small_data: str) -> None:
     """Equal candidates on exactly as many rows as planned: never refused for want of rows, passed 9 times in 10."""
     found = planned(
-        1_500 if small_data == "wait" else 400, 50, small_data=small_data, discordance=0.1, design_effect=2.0
+        1_500 if small_data == "wait" else 400, 50, small_data=small_data, last=Disagreement(0.1, 2.0)
     )
     assert found.enough
     rows = needed_rows(0.1, 2.0, margin=found.margin)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.events import Check
 from schemas.policy import ModelPolicy
-from streams.planning import Plan, attempt_confidence, plan
+from streams.planning import FIRST, Disagreement, Plan, attempt_confidence, plan
 from trainers.gate.classes import class_check
 from trainers.gate.clusters import Labels, clusters, count
 from trainers.gate.parts import RECENT, Part
@@ -32,7 +32,8 @@ MOST_REWEIGHTED = 10.0
 class Judged:
     """What the models scored on the rows: the champion (or the base), the candidate, the anchor; one number a row each.
 
-    `anchor_name` says which version the anchor is, `live` how often the champion's answers are right (None: not known).
+    `anchor_name` says which version the anchor is, `live` how often the champion's answers are right (None: not known),
+    `last` what the verdict before this one found.
     """
 
     tests: Sequence[JudgingRow]
@@ -43,6 +44,7 @@ class Judged:
     live: float | None = None
     attempt: int = 1
     unknown: str = ""  # why live quality is not known
+    last: Disagreement = FIRST
 
 
 class Checks:
@@ -111,8 +113,9 @@ class Checks:
     def _plan(self, rows: Sequence[JudgingRow]) -> Plan:
         policy = self._policy
         return plan(
-            len(rows), count(self._labels[self._at(rows)]) if rows else 0, margin=policy.max_retention_loss,
-            confidence=policy.confidence, minimum_n=policy.min_holdout_examples, small_data=policy.small_data,
+            len(rows), count(self._labels[self._at(rows)]) if rows else 0, last=self._judged.last,
+            margin=policy.max_retention_loss, confidence=policy.confidence, minimum_n=policy.min_holdout_examples,
+            small_data=policy.small_data,
         )
 
     def _at(self, rows: Sequence[JudgingRow]) -> NDArray[np.int64]:

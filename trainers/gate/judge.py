@@ -21,6 +21,7 @@ from serving.engine import AdapterError, Engine, EngineError, PromptError, Reque
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
 from streams.losses import is_void, losses
 from streams.losses import reason as why_void
+from streams.planning import FIRST, Disagreement
 from streams.registry import anchor_of, find
 from trainers.gate.checks import Checks, Judged
 from trainers.gate.known import unknown_because
@@ -55,7 +56,8 @@ def judge(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
     if void := _void(candidate, champion, store):
         return void
     try:
-        result = compare(candidate, state, policy, store, report, request.get("attempt", 1))
+        last = Disagreement(*request.get("last", ()))
+        result = compare(candidate, state, policy, store, report, request.get("attempt", 1), last)
     except (RefusedError, ArtifactError, AdapterError, EngineError) as error:
         return {"passed": False, "reason": str(error), "checks": [], "champion_version": _number(champion)}
     if void := _void(candidate, champion, store):  # people are forgotten while hold-outs are answered, too
@@ -87,7 +89,7 @@ def _number(champion: Version | None) -> int:
 
 def compare(
     candidate: CandidateTrained, state: ModelStateChanged | None, policy: ModelPolicy, store: ArtifactStore,
-    report: Report, attempt: int = 1,
+    report: Report, attempt: int = 1, last: Disagreement = FIRST,
 ) -> dict[str, Any]:  # fmt: skip
     """The verdict's own fields. Raises `RefusedError`, and what the store and the engine raise."""
     champion = find(state, state.champion) if state else None
@@ -114,7 +116,7 @@ def compare(
     theirs, ours, then = (scores[who] for who in names)
     judged = Judged(
         tests, theirs, ours, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
-        unknown_because((*rows.said, *rows.confirmed)),
+        unknown_because((*rows.said, *rows.confirmed)), last,
     )
     return _verdict(candidate, judged, parts, rows, refused, policy, store)
 

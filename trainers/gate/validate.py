@@ -17,6 +17,7 @@ from schemas.events import CandidateTrained, Check, FileRef, JobProgressed, Verd
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
+from streams.planning import disagreement
 from streams.register import read_registry
 from streams.unreadable import readable
 
@@ -41,8 +42,12 @@ class GateJob:
         policy = self._policies.get(candidate.model, ModelPolicy())
         state = models.get(candidate.model)
         plain: dict[str, Any] = {"candidate": candidate, "policy": policy, "state": state}
-        attempt = attempts(verdicts(self._bootstrap, candidate.model), state.champion if state else 0) + 1
-        return {**msgspec.to_builtins(plain), "attempt": attempt}
+        said = verdicts(self._bootstrap, candidate.model)
+        last = disagreement(one.checks for one in said)
+        return {
+            **msgspec.to_builtins(plain), "attempt": attempts(said, state.champion if state else 0) + 1,
+            "last": [last.share, last.design_effect],
+        }  # fmt: skip
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         envelope, candidate = self._now()
