@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from deploy.version_lineage import find_version, shards_of
 from schemas.events import ShardRef
 from streams.artifacts import ArtifactStore, get_shard
 from streams.clickhouse import rows
+from streams.words import Word, standing
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -77,6 +79,7 @@ class Wanted:
 
 Batch = list[dict[str, Any]]
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_IDENTITY = ["record_id", "kind", "origin", "input_hash", "answer_hash", "unit", "may_correct"]
 _ORDER = ["submitted_ms", "partition", "offset"]
 
 
@@ -100,8 +103,12 @@ class Chosen:
     since_ms: int = 0
 
 
-def choose(client: Client, store: ArtifactStore, model: str, version: str = "", since: str = "") -> Chosen:
+def choose(
+    client: Client, store: ArtifactStore, model: str, version: str = "", since: str = "", corrections: str = "anyone"
+) -> Chosen:
     """The data of a model: all of it, what one version was made from, or what is new since a version or a time.
+
+    `corrections` is the model's policy.
 
     Raises `ExportError`, `LineageError` for an unknown version, `ArtifactError`.
     """
@@ -109,12 +116,13 @@ def choose(client: Client, store: ArtifactStore, model: str, version: str = "", 
     if version:  # without the corrections that came later, but also without whom a shard was rewritten to forget
         ids = {ref.shard_id for ref in _made_from(client, store, model, version)}
         refs = [ref for ref in every if ref.shard_id in ids]
-        return Chosen(refs, survivors(store, refs))
+        return Chosen(refs, survivors(store, refs, corrections))
     if not every:
         raise ExportError(f"no shard of {model!r} is committed yet; `tuneloop data ls` shows what there is")
     since_ms = 0 if "@" in since or not since else moment(since)
     used = {ref.shard_id for ref in _made_from(client, store, model, since)} if "@" in since else set()
-    pairs = [pair for pair in zip(every, survivors(store, every), strict=True) if pair[0].shard_id not in used]
+    kept = survivors(store, every, corrections)
+    pairs = [pair for pair in zip(every, kept, strict=True) if pair[0].shard_id not in used]
     return Chosen([ref for ref, _ in pairs], [numbers for _, numbers in pairs], since_ms)
 
 
@@ -133,19 +141,21 @@ def moment(text: str) -> int:
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def survivors(store: ArtifactStore, refs: Sequence[ShardRef]) -> list[np.ndarray]:
-    """For each shard the numbers of its rows that count: no later row is of the same record or, in SFT, answers the
-    same question; what was augmented counts with what it was made from.
+def survivors(store: ArtifactStore, refs: Sequence[ShardRef], corrections: str = "anyone") -> list[np.ndarray]:
+    """For each shard the numbers of its rows that count: no later row is of the same record and, in SFT, the answer
+    stands (`streams.words`) and no later row says it; what was augmented counts with what it was made from.
 
-    Later = (time, partition, offset), as in `trainers.dataset`. Reads no texts. Raises `ArtifactError`.
+    Later = (time, partition, offset), as in `trainers.rows`. Reads no texts. Raises `ArtifactError`.
     """
     if not refs:
         return []
     table = pa.concat_tables([_identities(store, ref, number) for number, ref in enumerate(refs)])
     made = pc.equal(table.column("origin"), "augmented")
     latest = _latest(table.filter(pc.invert(made)), "record_id")
-    sft = pc.equal(latest.column("kind"), Kind.sft.value)
-    kept = pa.concat_tables([latest.filter(pc.invert(sft)), _latest(latest.filter(sft), "input_hash")])
+    answers = pc.is_in(latest.column("kind"), pa.array([Kind.sft.value, "asked"]))
+    said = _standing(latest.filter(answers), corrections)
+    examples = _latest(said.filter(pc.equal(said.column("kind"), Kind.sft.value)), "input_hash", "answer_hash")
+    kept = pa.concat_tables([latest.filter(pc.invert(answers)), examples])
     places = kept.select(["shard", "offset"])
     augmented = table.filter(made).join(places, ["shard", "offset"], join_type="left semi")
     both = pa.concat_tables([part.select(["shard", "row"]) for part in (kept, augmented)])
@@ -154,13 +164,31 @@ def survivors(store: ArtifactStore, refs: Sequence[ShardRef]) -> list[np.ndarray
     return np.split(row[order], np.searchsorted(shard[order], np.arange(1, len(refs))))
 
 
-def _latest(table: pa.Table, name: str) -> pa.Table:
-    """Of each value of column `name` the latest row."""
-    table = table.sort_by([(column, "ascending") for column in [name, *_ORDER, "shard"]])
-    values = table.column(name).combine_chunks()
-    last = np.ones(len(values), dtype=bool)
-    last[:-1] = pc.not_equal(values[:-1], values[1:]).to_numpy(zero_copy_only=False)
+def _latest(table: pa.Table, *names: str) -> pa.Table:
+    """Of all rows with the same values in these columns the latest."""
+    table = table.sort_by([(column, "ascending") for column in [*names, *_ORDER, "shard"]])
+    last = np.ones(table.num_rows, dtype=bool)
+    if table.num_rows:
+        changes = [pc.not_equal(values[:-1], values[1:]) for values in (table[name].combine_chunks() for name in names)]
+        last[:-1] = np.any([change.to_numpy(zero_copy_only=False) for change in changes], axis=0)
     return table.filter(pa.array(last))
+
+
+def _standing(said: pa.Table, corrections: str) -> pa.Table:
+    """The rows whose answer stands, of all that were said to the same."""
+    several = said.group_by("input_hash").aggregate([("answer_hash", "count_distinct")])
+    several = several.filter(pc.greater(several["answer_hash_count_distinct"], 1))["input_hash"]
+    contested = pc.is_in(said["input_hash"], several)
+    words: dict[str, list[Word]] = defaultdict(list)
+    names = ["input_hash", "answer_hash", "unit", "may_correct", *_ORDER]
+    rows_of_them = said.filter(contested).select(names).to_pylist()
+    for row in rows_of_them:
+        order = row["submitted_ms"], row["partition"], row["offset"]
+        words[row["input_hash"]].append(Word(row["answer_hash"], row["unit"], order, bool(row["may_correct"])))
+    stands = {asked: standing(some, corrections) for asked, some in words.items()}
+    keeps = np.ones(said.num_rows, dtype=bool)
+    keeps[contested.to_numpy()] = [row["answer_hash"] in stands[row["input_hash"]] for row in rows_of_them]
+    return said.filter(pa.array(keeps))
 
 
 def _read(store: ArtifactStore, ref: ShardRef, columns: list[str] | None = None) -> pa.Table:
@@ -168,7 +196,7 @@ def _read(store: ArtifactStore, ref: ShardRef, columns: list[str] | None = None)
 
 
 def _identities(store: ArtifactStore, ref: ShardRef, number: int) -> pa.Table:
-    table = _read(store, ref, ["record_id", "kind", "origin", "input_hash", *_ORDER])
+    table = _read(store, ref, [*_IDENTITY, *_ORDER])
     table = table.append_column("shard", pa.array(np.full(len(table), number)))
     return table.append_column("row", pa.array(np.arange(len(table))))
 

@@ -20,7 +20,7 @@ import msgspec
 
 from deploy.local.ports import is_loopback
 from schemas.names import WANTED, is_name
-from schemas.policy import ModelPolicy
+from schemas.policy import TRUSTED, ModelPolicy
 from schemas.topics import MAX_REFUSED
 from serving.doors import DoorPolicy
 
@@ -160,8 +160,13 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
         origin, value = _first(name, flags, environment, file, path)
         if origin:
             values[name], sources[name] = _typed(name, value, origin), origin
+    # Whoever reaches this machine can say something there: then one alone overrules nobody.
+    beyond = not is_loopback(values.get("http_host", Settings.http_host))
+    defaults: dict[str, Any] = {"corrections": TRUSTED} if beyond else {}
     if "models" in file:
-        values["models"], sources["models"] = _models(file["models"], path), str(path)
+        values["models"], sources["models"] = _models(file["models"], path, defaults), str(path)
+    elif defaults:
+        values["models"] = {"support": ModelPolicy(**defaults)}
     return Settings(**values, sources=sources, file=str(path.absolute()) if path.is_file() else "")
 
 
@@ -203,7 +208,7 @@ def _typed(name: str, value: Any, origin: str) -> Any:
         raise SettingsError(f"{name} (from {origin}): expected {wanted}, got {value!r}") from error
 
 
-def _models(tables: Any, path: Path) -> dict[str, ModelPolicy]:
+def _models(tables: Any, path: Path, defaults: Mapping[str, Any]) -> dict[str, ModelPolicy]:
     if not isinstance(tables, dict):
         raise SettingsError(f"{path}: models: expected tables [models.NAME], got {tables!r}")
     models = {}
@@ -211,7 +216,7 @@ def _models(tables: Any, path: Path) -> dict[str, ModelPolicy]:
         if not is_name(name):
             raise SettingsError(f"{path}: models.{name}: a model's name has {WANTED}")
         try:
-            models[name] = msgspec.convert(table, ModelPolicy)
+            models[name] = msgspec.convert({**defaults, **table} if isinstance(table, dict) else table, ModelPolicy)
         except msgspec.ValidationError as error:
             raise SettingsError(f"{path}: models.{name}: {error}") from error
     if not models:

@@ -13,7 +13,8 @@ AUGMENTATIONS = ("unpunctuated", "swapped", "dropped")
 # What a person may accept of a candidate, and what asks for no better one.
 NO_WORSE = "no worse"
 _NO_BETTER_NEEDED = ("age", "erasure")
-CORRECTIONS, SMALL_DATA = ("anyone", "trusted"), ("widen", "wait")
+TRUSTED = "trusted"
+CORRECTIONS, SMALL_DATA = ("anyone", TRUSTED), ("widen", "wait")
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

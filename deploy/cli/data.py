@@ -156,12 +156,13 @@ def export(
     since: Annotated[str, typer.Option(help="MODEL@N: what it was not made from; or a date, 2026-11-21[T08:00]")] = "",
     sft_form: Annotated[SftForm, typer.Option(help="which of TRL's two forms for sft")] = SftForm.messages,
 ) -> None:
-    """Committed rows as a file that TRL reads; of a corrected record the latest row alone."""
+    """Committed rows as a file that TRL reads: of a record its latest row, and of answers those that stand."""
     if format is FileFormat.parquet and out is None:
         raise CommandError("Parquet is not for a terminal: name a file with --out")
     if version and since:
         raise CommandError("--version and --since: give one of them")
-    chosen = exporting.choose(context.clickhouse(), context.store, model, version, since)
+    corrections = context.settings.models.get(model, ModelPolicy()).corrections
+    chosen = exporting.choose(context.clickhouse(), context.store, model, version, since, corrections)
     wanted = Wanted(kind, split, sft_form, chosen.since_ms)
     count = _export(chosen, wanted, format, out)
     err.print(f"{count} rows ({kind}, {split}) of {len(chosen.refs)} shards" + (f" in {out}" if out else ""))

@@ -11,6 +11,7 @@ from deploy import exporting
 from deploy.cli.context import context
 from deploy.cli.data import app, submit
 from deploy.cli.output import CommandError, Format, err, progress, show
+from schemas.policy import ModelPolicy
 from streams import kafka
 
 KEY_VARIABLE = "TUNELOOP_TEACHER_API_KEY"
@@ -32,7 +33,8 @@ def synthesize(
     """
     from deploy import synthesis
 
-    chosen = exporting.choose(context.clickhouse(), context.store, model)
+    corrections = context.settings.models.get(model, ModelPolicy()).corrections
+    chosen = exporting.choose(context.clickhouse(), context.store, model, corrections=corrections)
     rows = list(synthesis.sources(context.store, chosen))[: limit or None]
     if not rows:
         raise CommandError(f"{model} has no training row that a person wrote; see `tuneloop data ls`")

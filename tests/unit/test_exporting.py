@@ -30,6 +30,7 @@ from schemas.events import RecordSubmitted, ShardRef
 from streams.artifacts import ArtifactError, ArtifactStore
 from tests.unit.test_dataset import shard
 from tests.unit.test_dataset import stored as stored_row
+from trainers.rows import read_rows
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}]
 SAID = {"role": "assistant", "content": "There."}
@@ -216,3 +217,21 @@ def test_a_time_without_a_zone_is_utc() -> None:
     assert moment("1970-01-02T01:00+01:00") == 86_400_000
     with pytest.raises(ExportError, match="expected MODEL@N, a date or a time"):
         moment("yesterday")
+
+
+def test_whose_word_overrules_whose_is_as_in_a_job(store: ArtifactStore) -> None:
+    """A newer answer by another unit holds where anybody's does; where not, both stand until three say the same."""
+    words = [("a", "ann"), ("b", "bob"), ("b", "cy"), ("b", "dee")]
+    refs = [shard(store, f"s{n}", stored("q", answer, at=n, unit=unit)) for n, (answer, unit) in enumerate(words)]
+
+    def left(count: int, corrections: str) -> list[str]:
+        kept = survivors(store, refs[:count], corrections)
+        batches = examples(store, refs[:count], kept, Wanted(split=Split.all))
+        return [one["messages"][-1]["content"] for batch in batches for one in batch]
+
+    assert left(2, "anyone") == ["b"] and left(2, "trusted") == ["a", "b"]
+    assert left(3, "trusted") == ["a", "b"] and left(4, "trusted") == ["b"]
+    for count in range(1, 5):
+        for corrections in ("anyone", "trusted"):
+            stands = {row.completion for row in read_rows(store, refs[:count], (), corrections).said}
+            assert set(left(count, corrections)) == stands

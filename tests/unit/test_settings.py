@@ -151,3 +151,20 @@ def test_the_endpoint_is_where_it_listens(host: str, url: str) -> None:
 def test_who_may_come_in_is_said_exactly(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         from_file(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "corrections"),
+    [
+        ("", "anyone"),
+        ('http_host = "0.0.0.0"\nallow_unauthenticated = true', "trusted"),
+        ('http_host = "10.0.0.5"\nallow_unauthenticated = true\n[models.support]', "trusted"),
+        ('http_host = "0.0.0.0"\nallow_unauthenticated = true\n[models.support]\ncorrections = "anyone"', "anyone"),
+        ('http_host = "::1"\n[models.support]', "anyone"),
+        ('[models.support]\ncorrections = "trusted"', "trusted"),
+    ],
+)
+def test_where_strangers_come_in_one_alone_overrules_nobody(tmp_path: Path, text: str, corrections: str) -> None:
+    path = tmp_path / "tuneloop.toml"
+    path.write_text(text)
+    assert load({"config": str(path)}, {}).models["support"].corrections == corrections
