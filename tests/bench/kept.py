@@ -44,7 +44,7 @@ def kept_share() -> Iterator[Measured]:
         for named in (False, True):
             kept = _kept(lambda number, length=length, named=named: system_prompt(length, number if named else None))
             part = f"{length} characters{', with a name and a date' if named else ''}"
-            yield Measured(kept / alone, 0.95, part)
+            yield Measured(kept / alone, ">= 0.95", part)
 
 
 def holdout_leak() -> Iterator[Measured]:
@@ -54,7 +54,7 @@ def holdout_leak() -> Iterator[Measured]:
     judging = judging_rows(rows, POLICY.near_duplicate_similarity)
     unseen = [one.row for one in judging if not one.common]
     found = sum(_is_among(row, trained) for row in unseen)
-    yield Measured(float(found), 0, f"of {len(unseen)} test questions, {len(trained)} rows trained on")
+    yield Measured(float(found), "<= 0", f"of {len(unseen)} test questions, {len(trained)} rows trained on")
 
 
 def system_prompt(length: int, number: int | None) -> str:
