@@ -30,6 +30,7 @@ from deploy.version_lineage import find_version, shards_of
 from schemas.events import ShardRef
 from streams.artifacts import ArtifactStore, get_shard
 from streams.clickhouse import rows
+from streams.prepare.people import MADE_UP
 from streams.words import Word, standing
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ class Wanted:
 
 Batch = list[dict[str, Any]]
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_IDENTITY = ["record_id", "kind", "origin", "input_hash", "answer_hash", "unit", "may_correct"]
+_IDENTITY = [
+    "record_id", "kind", "label", "origin", "source_record", "input_hash", "answer_hash", "unit", "may_correct",
+]  # fmt: skip
 _ORDER = ["submitted_ms", "partition", "offset"]
 
 
@@ -150,18 +153,37 @@ def survivors(store: ArtifactStore, refs: Sequence[ShardRef], corrections: str =
     if not refs:
         return []
     table = pa.concat_tables([_identities(store, ref, number) for number, ref in enumerate(refs)])
-    made = pc.equal(table.column("origin"), "augmented")
-    latest = _latest(table.filter(pc.invert(made)), "record_id")
-    answers = pc.is_in(latest.column("kind"), pa.array([Kind.sft.value, "asked"]))
-    said = _standing(latest.filter(answers), corrections)
-    examples = _latest(said.filter(pc.equal(said.column("kind"), Kind.sft.value)), "input_hash", "answer_hash")
-    kept = pa.concat_tables([latest.filter(pc.invert(answers)), examples])
+    augmented = pc.equal(table.column("origin"), "augmented")
+    latest = _latest(table.filter(pc.invert(augmented)), "record_id")
+    synthetic = pc.is_in(latest.column("origin"), pa.array(MADE_UP))
+    people, made = latest.filter(pc.invert(synthetic)), latest.filter(synthetic)
+    right = pc.and_(pc.equal(people.column("kind"), Kind.kto.value), pc.fill_null(people.column("label"), False))
+    said = people.filter(pc.or_(pc.is_in(people.column("kind"), pa.array([Kind.sft.value, "asked"])), right))
+    stands = _standing(said, corrections)
+    examples = _latest(_of_kind(stands, Kind.sft), "input_hash", "answer_hash")
+    opinions = people.filter(pc.invert(pc.is_in(people.column("kind"), pa.array([Kind.sft.value, "asked"]))))
+    kept = pa.concat_tables([opinions, examples, _sound(made, said, stands)])
     places = kept.select(["shard", "offset"])
-    augmented = table.filter(made).join(places, ["shard", "offset"], join_type="left semi")
-    both = pa.concat_tables([part.select(["shard", "row"]) for part in (kept, augmented)])
+    variants = table.filter(augmented).join(places, ["shard", "offset"], join_type="left semi")
+    both = pa.concat_tables([part.select(["shard", "row"]) for part in (kept, variants)])
     shard, row = both.column("shard").to_numpy(), both.column("row").to_numpy()
     order = np.lexsort((row, shard))
     return np.split(row[order], np.searchsorted(shard[order], np.arange(1, len(refs))))
+
+
+def _of_kind(table: pa.Table, kind: Kind) -> pa.Table:
+    return table.filter(pc.equal(table.column("kind"), kind.value))
+
+
+def _sound(made: pa.Table, said: pa.Table, stands: pa.Table) -> pa.Table:
+    """Of made-up rows those whose source stands, and to which nobody said anything else."""
+    sources = _of_kind(stands, Kind.sft).column("record_id")
+    named = pc.fill_null(made.column("source_record"), "")
+    sound = pc.or_(pc.equal(named, ""), pc.is_in(named, sources.unique()))
+    asked = pc.is_in(made.column("input_hash"), said.column("input_hash").unique())
+    same = {(row["input_hash"], row["answer_hash"]) for row in stands.select(["input_hash", "answer_hash"]).to_pylist()}
+    agrees = [(row["input_hash"], row["answer_hash"]) in same for row in made.to_pylist()]
+    return made.filter(pc.and_(sound, pc.or_(pc.invert(asked), pa.array(agrees, pa.bool_()))))
 
 
 def _latest(table: pa.Table, *names: str) -> pa.Table:

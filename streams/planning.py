@@ -18,6 +18,7 @@ from schemas.events import Check
 TARGET_POWER = 0.95
 DISCORDANCE_FLOOR = 0.10  # two models that seldom differ in a small sample may still differ in the next one
 WIDEST_MARGIN = 0.15
+MOST_ROWS = 2_000  # of a part are asked: more are never needed
 LEAST_UNITS = 20  # people, or conversations where people are fewer, under which nothing is judged
 _NORMAL = NormalDist()
 
@@ -86,7 +87,8 @@ def plan(
     `margin`, if that is wider); what is missing is then what the widest margin lacks.
     """
     widest = max(margin, WIDEST_MARGIN) if small_data == "widen" else margin
-    needed = max(minimum_n, needed_rows(last.share, last.design_effect, margin=widest, confidence=confidence))
+    planned = needed_rows(last.share, last.design_effect, margin=widest, confidence=confidence)
+    needed = max(minimum_n, min(MOST_ROWS, planned))
     shown = shown_margin(rows, last.share, last.design_effect, confidence=confidence)
     used = min(widest, max(margin, math.ceil(shown * 1000 - 1e-6) / 1000))
     rows_missing, people_missing = max(0, needed - rows), max(0, LEAST_UNITS - units)
@@ -98,10 +100,16 @@ def plan(
 
 
 def disagreement(verdicts: Iterable[Iterable[Check]]) -> Disagreement:
-    """What the last of these verdicts, the oldest first, found on the most rows that it judged by a margin."""
+    """What the last of these verdicts, the oldest first, found on the most rows that it judged by a margin.
+
+    One of few people says little, and a candidate that was worse more than the next one will be: they are passed over.
+    """
     found = FIRST
     for checks in verdicts:
-        judged = [check for check in checks if check.check == "non_inferiority" and check.n]
+        judged = [
+            check for check in checks
+            if check.check == "non_inferiority" and check.passed and check.units >= LEAST_UNITS
+        ]  # fmt: skip
         if judged:
             widest = max(judged, key=lambda check: check.n)
             effect = msgspec.json.decode(widest.details or "{}", type=dict[str, object]).get("design_effect")

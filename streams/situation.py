@@ -199,10 +199,10 @@ class Knowledge:
         found = rows(
             self._client,
             "SELECT checks FROM tuneloop.verdict_reached FINAL WHERE model = {model:String} "
-            "AND position(checks, 'non_inferiority') > 0 ORDER BY ts DESC LIMIT 1",
+            "ORDER BY ts DESC LIMIT 20",
             model=model,
         )
-        return disagreement(msgspec.json.decode(row["checks"], type=list[Check]) for row in found)
+        return disagreement(msgspec.json.decode(row["checks"], type=list[Check]) for row in reversed(found))
 
     def _void(self, model: str) -> frozenset[str]:
         """Jobs that are to be asked for again: the trainer found it, or the gate."""

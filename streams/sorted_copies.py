@@ -36,7 +36,7 @@ CHUNK_ROWS, RUN_ROWS, WORDS_AT_ONCE = 1_000, 250_000, 50_000
 # Fewer shards than this are opened one by one.
 WORTH_SORTING = 64
 # Of the words on one thing that was asked the newest so many are heard, and so many askers of a common question.
-MOST_WORDS, MOST_ASKERS = 500, 20
+MOST_WORDS, MOST_ASKERS = 500, 100
 MOST_STEPS = 4
 COLUMNS = [
     "record_id", "unit", "conversation_id", "kind", "split", "messages", "completion", "label", "origin", "sampled",
@@ -44,7 +44,7 @@ COLUMNS = [
     "submitted_ms", "dated",
 ]  # fmt: skip
 WORDS = [
-    "record_id", "unit", "kind", "split", "origin", "may_correct", "source_record", "question", "input_hash",
+    "record_id", "unit", "kind", "split", "label", "origin", "may_correct", "source_record", "question", "input_hash",
     "answer_hash", "partition", "offset", "submitted_ms",
 ]  # fmt: skip
 # 64 bits of a hash tell as much apart as can be stored.
@@ -77,10 +77,13 @@ class Chunk(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True):
     """The shards that a run stands for, by the digests of the form they had, and its files.
 
+    `teach` and `judge` are how many rows of each of them can.
     `moved` are the records that older runs hold in another form; within a run each is there in its newest.
     """
 
     shards: list[str]
+    teach: list[int]
+    judge: list[int]
     rows: int
     moved: list[str]
     chunks: list[Chunk]
@@ -115,10 +118,9 @@ Bounds = list[tuple[str, str]]  # of questions, the upper one not included
 
 def rows_of(store: ArtifactStore, ref: ShardRef) -> pa.Table:
     """The rows of a shard that a job or a verdict looks at, with COLUMNS and short hashes: examples, answers that were
-    called right, askers without words. Raises `ArtifactError`."""
+    called right or wrong, askers without words. Raises `ArtifactError`."""
     table = read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)
-    right = pc.and_(pc.equal(table["kind"], "kto"), pc.fill_null(table["label"], False))
-    table = table.filter(pc.or_(pc.is_in(table["kind"], pa.array(["sft", "asked"])), right))
+    table = table.filter(pc.is_in(table["kind"], pa.array(["sft", "asked", "kto"])))
     for name in HASHES:
         place = table.schema.get_field_index(name)
         table = table.set_column(
@@ -136,12 +138,7 @@ def open_sample(
         try:
             return _Opener(store, shards, sample, runs, loose).opened(new)
         except ArtifactError as error:
-            broken = [path for path, run in runs if not _is_whole(store, run)]
-            if not broken:
-                raise
-            log.warning("%s; %d runs are given up", error, len(broken))
-            for path in broken:
-                store.delete(path)
+            _give_up_broken(store, runs, error)
 
 
 class _Opener:
@@ -154,12 +151,16 @@ class _Opener:
         self._store, self._runs = store, [run for _, run in runs]
         self._wanted = {ref.digest for ref in shards}
         self._loose = [rows_of(store, ref) for ref in loose]
-        stored = [(chunk.held, chunk.rows) for run in self._runs for chunk in run.chunks]
-        here = [(side, _side(table, side).num_rows) for table in self._loose for side in (False, True)]
-        counts = {side: sum(rows for held, rows in (*stored, *here) if held == side) for side in (False, True)}
-        first = [("", _bound(sample.held / max(1, counts[True])))]
-        taught = _behind(sample.start, sample.train / max(1, counts[False])) if sample.train else []
-        self._bounds = {False: taught, True: [*first, *taught]}
+        teach = judge = 0
+        for run in self._runs:
+            for digest, teaching, judging in zip(run.shards, run.teach, run.judge, strict=True):
+                if digest in self._wanted:
+                    teach, judge = teach + teaching, judge + judging
+        for table in self._loose:
+            teaching_here, judging_here = (int(which.sum()) for which in _useful(table))
+            teach, judge = teach + teaching_here, judge + judging_here
+        taught = _behind(sample.start, sample.train / max(1, teach)) if sample.train else []
+        self._bounds = {False: taught, True: [("", _bound(sample.held / max(1, judge))), *taught]}
 
     def opened(self, new: pa.Table) -> Opened:
         rows = pa.concat_tables([_NO_ROWS, *self._rows()])
@@ -190,7 +191,7 @@ class _Opener:
                     if chunk.held == side and any(low <= chunk.last and chunk.first < high for low, high in bounds):
                         yield _within(self._of_wanted(run, _parquet(self._store, chunk)), bounds)
             for table in self._loose:
-                yield _within(_side(table, side), bounds)
+                yield _within(_with_text(_side(table, side)), bounds)
 
     def _of_wanted(self, run: Run, table: pa.Table) -> pa.Table:
         """Without rows of shards that are not asked for: they may be new again, or stand otherwise."""
@@ -226,34 +227,54 @@ class _Opener:
 
 
 def sort(store: ArtifactStore, model: str, shards: Sequence[ShardRef]) -> None:
-    """Sort what is not sorted yet of these shards, if that is worth it. Raises `ArtifactError`."""
+    """Sort what is not sorted yet of these shards, if that is worth it. Raises `ArtifactError`, and OSError where there
+    is no room: whoever reads on opens shard by shard what is not sorted."""
     if not store.proves:  # nothing here could be believed
         return
-    while True:
+    left = True
+    while left:
         runs, loose = _usable(store, model, shards)
         for path, run in _runs(store, model):  # what a crash left beside the run that took it up
             if path not in dict(runs):
                 _delete(store, path, run)
-        if len(loose) < WORTH_SORTING:
-            return
-        taken: list[ShardRef] = []
-        tables, rows = [], 0
-        for ref in loose:
-            if rows + ref.rows > RUN_ROWS and taken:
-                break
-            taken.append(ref)
-            tables.append(rows_of(store, ref))
-            rows += ref.rows
-        merged = []
-        for path, run in reversed(runs):  # the smallest first
-            if run.rows >= 2 * rows or rows + run.rows > RUN_ROWS:
-                break
-            merged.append((path, run))
-            rows += run.rows
-        if not _put(store, model, taken, tables, merged):
-            return
-        for path, run in merged:
-            _delete(store, path, run)
+        try:
+            left = len(loose) >= WORTH_SORTING and _sort_some(store, model, runs, loose)
+        except ArtifactError as error:
+            _give_up_broken(store, runs, error)
+
+
+def _sort_some(
+    store: ArtifactStore, model: str, runs: list[tuple[str, Run]], loose: Sequence[ShardRef]
+) -> bool:
+    """One run of some of these shards, with the smaller runs; False where somebody was forgotten meanwhile."""
+    taken: list[ShardRef] = []
+    tables, rows = [], 0
+    for ref in loose:
+        if rows + ref.rows > RUN_ROWS and taken:
+            break
+        taken.append(ref)
+        tables.append(rows_of(store, ref))
+        rows += ref.rows
+    merged = []
+    for path, run in reversed(runs):  # the smallest first
+        if run.rows >= 2 * rows or rows + run.rows > RUN_ROWS:
+            break
+        merged.append((path, run))
+        rows += run.rows
+    kept = _put(store, model, taken, tables, merged)
+    for path, run in merged if kept else ():
+        _delete(store, path, run)
+    return kept
+
+
+def _give_up_broken(store: ArtifactStore, runs: list[tuple[str, Run]], error: ArtifactError) -> None:
+    """Delete the runs whose files are not what they were. Raises `error` where all are."""
+    broken = [path for path, run in runs if not _is_whole(store, run)]
+    if not broken:
+        raise error
+    log.warning("%s; %d runs are given up", error, len(broken))
+    for path in broken:
+        store.delete(path)
 
 
 def forget(store: ArtifactStore, standing: set[str]) -> None:
@@ -315,29 +336,40 @@ def _put(
     for number, table in enumerate(tables):
         pieces.append(table.append_column(_NUMBER, pa.array(np.full(table.num_rows, number, dtype=np.int32))))
     for _, run in merged:
-        for chunk in run.chunks:
-            table = _parquet(store, chunk)
+        for table in (*(_parquet(store, chunk) for chunk in run.chunks), *_askers(store, run)):
             numbers = pc.cast(pc.add(table[SHARD], len(shards)), pa.int32())
             pieces.append(table.set_column(table.schema.get_field_index(SHARD), _NUMBER, numbers))
         shards += run.shards
     table = _newest_of_each_record(pa.concat_tables([_ALL.empty_table(), *pieces]))
     moved = _in_others(store, model, table["record_id"], {path for path, _ in merged})
-    run = Run(shards, table.num_rows, moved, list(_chunks(store, model, table)), _put_words(store, model, table))
+    teach, judge = (_by_shard(table, which, len(shards)) for which in _useful(table))
+    chunks, words = list(_chunks(store, model, table)), _put_words(store, model, table)
+    run = Run(shards, teach, judge, table.num_rows, moved, chunks, words)
     data = msgspec.json.encode(run)
     path = f"{FOLDER}/{model}/{hashlib.sha256(data).hexdigest()}.json"
     store.put_proven(path, data)
     log.info("%s: %d rows of %d shards are sorted", model, run.rows, len(shards))
     # An erasure deletes what it finds; what was written behind its back, or under it, is not kept.
     there = {name for name, _ in store.files(f"{FOLDER}/{model}")}
-    if all(get_shard_ref(store, ref) == ref for ref in refs) and there >= {path, *run.files}:
+    written = {path, *run.files, *(name for name, _ in merged)}
+    if all(get_shard(store, ref)[0] == ref for ref in refs) and there >= written:
         return True
     _delete(store, path, run)
     return False
 
 
-def get_shard_ref(store: ArtifactStore, ref: ShardRef) -> ShardRef:
-    """The form in which a shard stands. Raises `ArtifactError`."""
-    return get_shard(store, ref)[0]
+def _useful(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows can teach, and which can judge."""
+    train, sft = pc.equal(table["split"], "train"), pc.equal(table["kind"], "sft")
+    judging = pc.and_(pc.equal(table["split"], "test"), pc.fill_null(table["judges"], False))
+    right = pc.and_(pc.equal(table["kind"], "kto"), pc.fill_null(table["label"], False))
+    both = pc.and_(train, sft), pc.and_(judging, pc.or_(sft, right))
+    teach, judge = (found.to_numpy() for found in both)
+    return teach, judge
+
+
+def _by_shard(table: pa.Table, which: NDArray[np.bool_], shards: int) -> list[int]:
+    return np.bincount(table[SHARD].to_numpy()[which], minlength=shards).tolist()  # type: ignore[no-any-return]
 
 
 def _newest_of_each_record(table: pa.Table) -> pa.Table:
@@ -361,7 +393,9 @@ def _in_others(store: ArtifactStore, model: str, records: pa.ChunkedArray, merge
 
 
 def _chunks(store: ArtifactStore, model: str, table: pa.Table) -> Iterator[Chunk]:
+    table = _with_text(table)
     said = pc.strftime(pc.cast(table["submitted_ms"], pa.timestamp("ms")), format="%Y-%m")
+    said = pc.if_else(pc.match_substring_regex(said, "^[0-9]{4}-[0-9]{2}$"), said, "other")
     table = table.append_column("month", said).append_column("held", pc.not_equal(table["split"], "train"))
     table = table.sort_by([(name, "ascending") for name in ("held", "month", "question", "input_hash")])
     held, month = table["held"].to_numpy(zero_copy_only=False), table["month"].to_numpy(zero_copy_only=False)
@@ -406,6 +440,18 @@ def _words_of(store: ArtifactStore, run: Run) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([file.get_batch(number)])
 
 
+def _askers(store: ArtifactStore, run: Run) -> Iterator[pa.Table]:
+    """A run's rows that have no text, as shards have them."""
+    for batch in _words_of(store, run):
+        table = _plain(batch.filter(pc.equal(batch["kind"], "asked")))
+        empty = (pa.nulls(table.num_rows, field.type) for field in _ALL)
+        arrays = [
+            table[field.name] if field.name in table.column_names else nothing
+            for field, nothing in zip(_ALL, empty, strict=True)
+        ]
+        yield pa.Table.from_arrays(arrays, schema=_ALL)
+
+
 def _record_hash(record: str) -> int:
     return int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "big")
 
@@ -442,6 +488,11 @@ def _parquet(store: ArtifactStore, chunk: Chunk) -> pa.Table:
 def _side(table: pa.Table, held: bool) -> pa.Table:
     compare = pc.not_equal if held else pc.equal
     return table.filter(compare(table["split"], "train"))
+
+
+def _with_text(table: pa.Table) -> pa.Table:
+    """Without the later askers of common questions: they are words alone."""
+    return table.filter(pc.not_equal(table["kind"], "asked"))
 
 
 def _within(table: pa.Table, bounds: Bounds) -> pa.Table:

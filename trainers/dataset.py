@@ -63,10 +63,14 @@ def training_set(rows: Rows, policy: ModelPolicy, *, seed: int) -> TrainingSet:
 def without_tested(rows: Sequence[Row], all_rows: Rows, similarity: float) -> list[Row]:
     """Rows whose question no hold-out asks, nor a near copy of it; a common question may be trained on and judged.
 
-    Near copies are looked for again, as `Rows.common` does.
+    Near copies are looked for again, as `Rows.common` does, but of hold-outs that were not opened: those judge no
+    verdict on this job, and preparation gave most near copies one name.
     """
     common = all_rows.common(similarity)
-    held = [r for r in (*all_rows.said, *all_rows.confirmed) if r.split != "train" and r.question not in common]
+    held = [
+        row for row in (*all_rows.said, *all_rows.confirmed, *all_rows.mute)
+        if row.split != "train" and row.question not in common
+    ]  # fmt: skip
     questions, facts = {row.question for row in held}, {row.fact for row in held}
     free = [row for row in rows if row.question in common or not (row.question in questions or row.fact in facts)]
     near = near_any(free, held, similarity)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from schemas.events import ShardRef, ShardSet
 from schemas.policy import ModelPolicy
 from streams.artifacts import ArtifactStore, get_shard_set
+from streams.planning import MOST_ROWS
 from streams.sorted_copies import Sample
 from trainers.dataset import TrainingSet, training_set
-from trainers.gate.parts import MOST_ROWS
 from trainers.rows import JudgingRow, Rows, judging_rows, read_rows
 
 # Some of what is opened turns out to be of no use: overruled, a hold-out's question, more than one may say.

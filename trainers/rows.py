@@ -21,7 +21,7 @@ from streams.artifacts import ArtifactStore
 from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.people import MADE_UP
 from streams.prepare.questions import FEW
-from streams.sorted_copies import COLUMNS, Sample, open_sample, rows_of
+from streams.sorted_copies import COLUMNS, MOST_ASKERS, Sample, open_sample, rows_of
 from streams.words import Word, standing
 
 TRAINED_KINDS = ("sft",)
@@ -181,7 +181,8 @@ def stand(rows: Iterable[Row], corrections: str = "anyone") -> Rows:
     newest = {row.record_id: row for row in read if not row.made_up}
     by_fact: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(newest.values(), key=lambda row: row.order):
-        by_fact[row.fact].append(row)
+        if row.kind != "kto" or row.was_right:  # what was called wrong says nothing of what is right
+            by_fact[row.fact].append(row)
     found = Rows()
     answers: dict[str, frozenset[str]] = {}
     for fact, words in by_fact.items():
@@ -212,14 +213,14 @@ def row_of(values: dict[str, Any], new: bool, mute: bool = False) -> Row:
         "order": (values["submitted_ms"], values["partition"], values["offset"]), "question": values["question"],
         "fact": values["input_hash"], "answer": values["answer_hash"], "kind": values["kind"],
         "origin": values["origin"], "may_correct": bool(values["may_correct"]),
-        "source_record": values["source_record"] or "", "new": new, "mute": mute,
+        "source_record": values["source_record"] or "", "was_right": values["label"], "new": new, "mute": mute,
     }  # fmt: skip
     if mute:
         return Row(messages=(), completion="", **common)
     turns = [{name: turn[name] for name in _TURN} for turn in values["messages"] or ()]
     return Row(
         messages=tuple(turns), completion=values["completion"] or "", conversation=values["conversation_id"] or "",
-        sampled=values["sampled"] or "", judges=bool(values["judges"]), was_right=values["label"],
+        sampled=values["sampled"] or "", judges=bool(values["judges"]),
         minhash=values["minhash"] or b"", dated=bool(values["dated"]), **common,
     )
 
@@ -237,7 +238,8 @@ def judging_rows(rows: Rows, similarity: float) -> list[JudgingRow]:
     """The rows that judge.
 
     Contested ones do not, nor what was picked, made up or masked. Of a common question each later asker of the test
-    side adds to the weight of its rows. `similarity` is what makes two questions one (`ModelPolicy`).
+    side, as far as MOST_ASKERS, adds to the weight of its rows. `similarity` is what makes two questions one
+    (`ModelPolicy`).
     """
     common = rows.common(similarity)
     tested = [row for row in (*rows.said, *rows.confirmed) if row.split == "test" and row.judges]
@@ -247,5 +249,6 @@ def judging_rows(rows: Rows, similarity: float) -> list[JudgingRow]:
     found = []
     for row in chosen:
         said = row.question, row.answer
-        found.append(JudgingRow(row, 1 + later[said] / standing_for[said], row.question in common))
+        askers = min(MOST_ASKERS, later[said])  # of more not all may have been opened
+        found.append(JudgingRow(row, 1 + askers / standing_for[said], row.question in common))
     return found

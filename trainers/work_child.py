@@ -21,7 +21,7 @@ from schemas.policy import ModelPolicy
 from serving.base import PROBE
 from serving.engine import Engine
 from streams import sorted_copies
-from streams.artifacts import ArtifactStore, open_store, put_shard_set
+from streams.artifacts import ArtifactError, ArtifactStore, open_store, put_shard_set
 from streams.losses import as_they_stand, is_void, losses, reason
 from trainers import sft
 from trainers.dataset import TrainingSet
@@ -99,7 +99,10 @@ def job_data(
     job: JobRequested, policy: ModelPolicy, store: ArtifactStore, new: list[ShardRef], replay: list[ShardRef]
 ) -> TrainingSet:
     """The rows a job trains on; what came since the last job is sorted first, for this one and all that follow."""
-    sorted_copies.sort(store, job.model, replay)
+    try:
+        sorted_copies.sort(store, job.model, replay)
+    except (ArtifactError, OSError) as error:  # a full disk; the job opens more files, and goes on
+        log.warning("%s: old rows are not sorted: %s", job.job_id, error)
     data = taught_rows(store, job.model, job.job_id, new, replay, policy)
     if not data.rows:
         raise JobError(f"{job.new_data.shards} shards hold no training example")

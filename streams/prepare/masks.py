@@ -40,7 +40,7 @@ class Masks:
         self.count(row)
         masks = row["answer_masks"] or ()
         if masks and row.get("open") and all(self._units[_string(row, mask)] >= FEW for mask in masks):
-            row.update(row["open"], answer_masks=[], opened=True)
+            row.update(row["open"], opened=True)  # what was masked stays named: whoever starts again counts it too
 
 
 def _string(row: Row, mask: str) -> int:

@@ -2,7 +2,8 @@
 
 A row's unit is its subject, else its conversation, else its question. A subject under which many people speak is
 shared from its SHARED_AT-th row on, for good: later rows count by conversation or question, those before keep unit and
-side, and so does a conversation that has begun.
+side, and so does a conversation that has begun. (A process counts the rows that it dropped, too, until it starts
+again.)
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class People:
             row["unit"] = self._unit_of(row)
         self._units.load([key_of(*_unit(row)) for row in rows])
         for row in rows:
+            if row["split"] not in ("", self._side(row["unit"], policy)):
+                self._sides[_unit(row)] = row["split"]
             row["split"] = row["split"] or self._split_of(row, policy)
             self._note(row)
             if row["unit"] == row["subject_id"] and self._rows[_subject(row)] == SHARED_AT:

@@ -218,7 +218,7 @@ def test_the_next_job_is_planned_with_what_the_last_verdict_found(
     assert told.facts().situation.last == FIRST
     for share in (0.4, 0.12):
         check = msgspec.structs.replace(
-            example(e.Check, told.model), check="non_inferiority", n=90, discordance=share, details='{"design_effect": 1.5}'
+            example(e.Check, told.model), check="non_inferiority", passed=True, n=90, units=90, discordance=share, details='{"design_effect": 1.5}'
         )
         told.land(example(e.VerdictReached, told.model, checks=[check]))
     told.land(example(e.VerdictReached, told.model, checks=[], void=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,25 @@ def test_whose_word_overrules_whose_is_as_in_a_job(store: ArtifactStore) -> None
         for corrections in ("anyone", "trusted"):
             stands = {row.completion for row in read_rows(store, refs[:count], (), corrections).said}
             assert set(left(count, corrections)) == stands
+
+
+@pytest.mark.parametrize("corrections", ["anyone", "trusted"])
+@pytest.mark.parametrize("seed", range(8))
+def test_an_export_holds_the_answers_that_a_job_learns(store: ArtifactStore, seed: int, corrections: str) -> None:
+    """Whatever was said in whatever order: corrections, thumbs, thumbs taken back, and rows that a machine made."""
+    dice = random.Random(seed)
+    refs = []
+    for number in range(30):
+        kind = dice.choice(["sft"] * 4 + ["kto"])
+        made = {"origin": "synthetic", "source_record": f"r{dice.randrange(number + 1)}"} if dice.random() < 0.25 else {}
+        if made:
+            kind = "sft"
+        refs.append(shard(store, f"s{number}", stored(
+            f"q{dice.randrange(5)}", dice.choice("ab"), at=number, unit=f"u{dice.randrange(4)}", kind=kind, offset=number,
+            label=dice.random() < 0.7 if kind == "kto" else None, record_id=f"r{dice.choice([number, number, number // 2])}", **made,
+        )))  # fmt: skip
+    rows = read_rows(store, refs, (), corrections)
+    learned = {(row.messages[0]["content"], row.completion) for row in (*rows.said, *rows.made)}
+    kept = survivors(store, refs, corrections)
+    batches = examples(store, refs, kept, Wanted(split=Split.all))
+    assert {(m[0]["content"], m[1]["content"]) for batch in batches for m in (one["messages"] for one in batch)} == learned

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from schemas.codec import Envelope
 from schemas.events import RecordSubmitted
+from schemas.identity import split_of
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
 from streams.prepare import near
@@ -229,3 +230,14 @@ def test_whoever_started_again_goes_on_as_whoever_did_not(seed: int) -> None:
         assert one.rows == other.rows and +one.dropped == +other.dropped and one.contradictions == other.contradictions
         rows += one.rows
     assert len(rows) < 200 and {entry["kind"] for entry in rows} == {"sft", "asked"}
+
+
+def test_a_side_that_an_import_names_holds_for_its_person_from_then_on() -> None:
+    """Not from the next start on: feedback by somebody whose imported row judges must not teach."""
+    named = next(n for n in (f"person {i}" for i in range(99)) if split_of(n, SPLIT_KEY, 0.0, POLICY.test_share) == "train")
+    state = fresh()
+    first = row("where is it", at=1, subject_id=named) | {"split": "test"}
+    (kept,) = state.admit([first], POLICY).rows
+    later = row("and when does it come", at=2, subject_id=named)
+    again = committed(kept)
+    assert [one.admit([dict(later)], POLICY).rows[0]["split"] for one in (state, again)] == ["test", "test"]

@@ -150,7 +150,8 @@ def test_what_five_were_told_is_the_companys_own() -> None:
     assert ["[email]" in r["completion"] for r in kept] == [True] * (FEW - 1) + [False]
     assert [r["judges"] for r in kept] == [False] * (FEW - 1) + [True]
     fifth = one(again(kept[: FEW - 1], shared), told(99))
-    assert fifth["completion"] == "Write to help@acme.example, case 99." and fifth["answer_masks"] == []
+    assert fifth["completion"] == "Write to help@acme.example, case 99." and fifth["judges"]
+    assert fifth["answer_masks"] == kept[0]["answer_masks"], "named, so that whoever starts again counts it too"
     assert "[email]" in one(again(kept[: FEW - 2], shared), told(98))["completion"]
     same = [{**told(n), "subject_id": "jane"} for n in range(60, 70)]
     assert all("[email]" in r["completion"] for r in play(same)[1]), "one person alone was given it"

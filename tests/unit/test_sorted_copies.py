@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from schemas.events import ShardRef
+from schemas.policy import ModelPolicy
 from streams import sorted_copies
 from streams.artifacts import ArtifactStore, replace_shard
 from streams.prepare.people import MADE_UP
 from streams.sorted_copies import FOLDER, Sample
 from tests.unit.test_dataset import shard, stored
+from trainers.dataset import training_set
 from trainers.rows import Row, Rows, read_rows
 
 MODEL = "support"
@@ -64,7 +66,7 @@ def told(rows: list[Row]) -> list[Row]:
 
 
 def named(rows: Iterable[Row]) -> set[tuple[str, tuple[int, int, int], str]]:
-    return {(row.record_id, row.order, row.completion) for row in rows}
+    return {(row.record_id, row.order, row.answer) for row in rows}
 
 
 def runs(store: ArtifactStore) -> list[sorted_copies.Run]:
@@ -72,8 +74,12 @@ def runs(store: ArtifactStore) -> list[sorted_copies.Run]:
 
 
 def same(one: Rows, other: Rows) -> None:
-    for name in ("said", "confirmed", "asked", "made"):
+    for name in ("said", "confirmed", "made"):
         assert told(getattr(one, name)) == told(getattr(other, name)), name
+    # Later askers have no text, so that they are words alone: those that ask what some row asks.
+    questions = {row.question for row in (*one.said, *one.confirmed)}
+    askers, others = ([row for row in rows.asked if row.question in questions] for rows in (one, other))
+    assert named(askers) == named(others)
     assert one.contested == other.contested
 
 
@@ -252,3 +258,78 @@ def test_made_up_rows_know_their_source_wherever_it_lies(store: ArtifactStore) -
     overruled = read_rows(store, [], [one, two, three, *other], "anyone", sample)
     assert overruled.made == [], "what it was made from was corrected, in a row that was not opened"
     assert all(replace(row, mute=False) == row or row.messages == () for row in overruled.mute)
+
+
+def test_those_who_only_asked_crowd_out_nobody(store: ArtifactStore) -> None:
+    """A sample is of rows that can judge, or teach: of common questions there may be twenty askers to each of these."""
+    said = [stored(f"q{n}", "a", at=n, unit=f"u{n}", offset=n, split="test" if n % 2 else "train") for n in range(400)]
+    asked = [
+        stored("often", "a", at=n, unit=f"v{n}", kind="asked", offset=1_000 + n, split="test" if n % 2 else "train")
+        for n in range(2_000)
+    ]  # fmt: skip
+    refs = [shard(store, f"s{n}", *said[40 * n : 40 * n + 40], *asked[200 * n : 200 * n + 200]) for n in range(10)]
+    for _ in range(2):
+        found = read_rows(store, [], refs, "anyone", Sample(MODEL, 100, 100)).said
+        assert 70 < sum(row.split == "test" and row.judges for row in found) <= 200
+        assert 70 < sum(row.split == "train" for row in found) < 130
+        half = read_rows(store, [], refs[:5], "anyone", Sample(MODEL, 0, 100)).said
+        assert sum(row.split == "test" for row in half) == 100, "what is not wanted is not counted"
+        sorted_copies.sort(store, MODEL, refs)
+
+
+def test_what_a_hold_out_asks_is_not_trained_on_though_it_was_not_opened(store: ArtifactStore) -> None:
+    old = [shard(store, f"s{n}", *[stored(f"{n}/{i}", "a", at=i, unit=f"u{n}/{i}", split="test", offset=100 * n + i)
+                                   for i in range(20)]) for n in range(10)]  # fmt: skip
+    new = shard(store, "new", *[stored(f"{n}/{i}", "b", at=900 + i, unit="me", offset=9_000 + 20 * n + i)
+                                for n in range(10) for i in range(20)])  # fmt: skip
+    for _ in range(2):
+        rows = read_rows(store, [new], old, "trusted", Sample(MODEL, 0, 20))
+        assert 0 < sum(row.split == "test" for row in rows.said) < 60
+        assert training_set(rows, ModelPolicy(), seed=0).rows == ()
+        sorted_copies.sort(store, MODEL, old)
+
+
+def test_an_answer_whose_thumb_was_taken_back_does_not_judge(store: ArtifactStore) -> None:
+    up = stored("where?", "parcel", at=1, unit="ann", kind="kto", label=True, split="test", record_id="thumb", offset=1)
+    down = {**up, "label": False, "submitted_ms": 2, "offset": 2}
+    refs = [shard(store, "a", up), shard(store, "b", down)]
+    assert read_rows(store, refs[:1]).confirmed and not read_rows(store, refs).confirmed
+    sorted_copies.sort(store, MODEL, refs)
+    assert not read_rows(store, [], refs, "anyone", ALL).confirmed
+
+
+@pytest.mark.parametrize("at_ms", [-(10**15), 10**15, -1])
+def test_a_time_that_no_calendar_has_is_sorted_too(store: ArtifactStore, at_ms: int) -> None:
+    refs = [shard(store, f"s{n}", stored(f"q{n}", "a", at=at_ms, offset=n)) for n in range(3)]
+    sorted_copies.sort(store, MODEL, refs)
+    assert len(runs(store)) == 1 and len(read_rows(store, [], refs, "anyone", ALL).said) == 3
+
+
+def test_a_broken_run_does_not_keep_others_from_being_sorted(store: ArtifactStore) -> None:
+    _, old = filled(store, 4)
+    sorted_copies.sort(store, MODEL, old[:5])
+    store.delete(runs(store)[0].chunks[0].path)
+    sorted_copies.sort(store, MODEL, old)
+    assert {digest for run in runs(store) for digest in run.shards} == {ref.digest for ref in old}
+
+
+def test_a_run_that_an_erasure_deleted_comes_back_in_no_other(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody in a sorted shard is forgotten while the run is merged: its rows are in hand, the shard is not."""
+    _, old = filled(store, 6)
+    sorted_copies.sort(store, MODEL, old[:3])
+    (before,) = runs(store)
+    put = store.put_proven
+
+    def late(path: str, data: bytes) -> None:
+        if path.startswith(FOLDER):
+            now = [rewritten(store, old[0]), *old[1:]]
+            sorted_copies.forget(store, {ref.digest for ref in now})
+        put(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put_proven", late)
+        sorted_copies.sort(store, MODEL, old)
+    assert not any(old[0].digest in run.shards for run in runs(store)) and before.shards
+    assert store.files(FOLDER) == []

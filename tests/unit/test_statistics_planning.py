@@ -13,6 +13,7 @@ from scipy import stats
 from schemas.events import Check
 from streams.planning import (
     FIRST,
+    MOST_ROWS,
     Disagreement,
     Plan,
     attempt_confidence,
@@ -43,7 +44,7 @@ def test_rows_of_few_people_are_needed_in_greater_numbers() -> None:
 
 def retention(n: int, share: float, effect: float | None) -> Check:
     details = "" if effect is None else json.dumps({"design_effect": effect})
-    return replace(example(Check, ""), check="non_inferiority", n=n, discordance=share, details=details)
+    return replace(example(Check, ""), check="non_inferiority", passed=True, n=n, units=30, discordance=share, details=details)
 
 
 def test_what_the_last_verdict_found_is_what_the_next_is_planned_with() -> None:
@@ -53,6 +54,10 @@ def test_what_the_last_verdict_found_is_what_the_next_is_planned_with() -> None:
     assert disagreement([first]) == Disagreement(0.4, 1.5)
     assert disagreement([first, second, [shown]]) == Disagreement(0.12, 2.5)
     assert disagreement([[retention(50, 0.4, None)]]) == Disagreement(0.4, 1.0)
+    # Few people show little, and what was worse than it should be is no measure for the next.
+    assert disagreement([first, [replace(second[1], units=19)], [replace(second[1], passed=False)]]) == Disagreement(0.4, 1.5)
+    # No more is ever needed than is asked.
+    assert planned(MOST_ROWS, 300, last=Disagreement(0.9, 9.0), small_data="wait").enough
     # Twice the disagreement takes twice the rows.
     missing = [planned(0, 50, last=Disagreement(share)).rows_missing for share in (0.25, 0.5)]
     assert missing[1] == pytest.approx(2 * missing[0], abs=1)

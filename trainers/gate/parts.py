@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.policy import must_be_better
+from streams.planning import MOST_ROWS
 from trainers.rows import JudgingRow
 
-# So many rows of a part are asked at most, chosen by hash. Of all rows, recent ones would be few after a year.
-MOST_ROWS = 2_000
 RECENT, OLDER = "recent", "older"
 
 
@@ -29,8 +28,8 @@ class Part:
 def parted(
     tests: Sequence[JudgingRow], *, reason: str, accept: str = "", changed_ms: int = 0, newest_row_ms: int = 0
 ) -> list[Part]:
-    """Recent and older rows, at most `MOST_ROWS` of each; a part without rows is left out, but never the one that must
-    be better.
+    """Recent and older rows, at most `MOST_ROWS` of each, chosen by hash (of all rows, recent ones would be few after a
+    year); a part without rows is left out, but never the one that must be better.
 
     `changed_ms` is when a drift began, `newest_row_ms` when the newest row that the champion learned from was said
     (both Unix ms; 0 = not known, or no champion: then all rows are recent).
