@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.events import FileRef, ShardRef
-from schemas.shards import SHARD_SCHEMA, read_table
+from schemas.shards import SHARD_SCHEMA, no_rows, read_table
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ SHARD = "shard"  # the column that says which of the run's shards a row is of
 _NUMBER = pa.field(SHARD, pa.int32())
 _ALL = pa.schema([*(SHARD_SCHEMA.field(name) for name in COLUMNS), _NUMBER])
 _WORDS = pa.schema([*(SHARD_SCHEMA.field(name) for name in WORDS), _NUMBER])
-_NO_ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]).empty_table()
+_NO_ROWS = no_rows(pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]))
 _NO_WORDS = _NO_ROWS.select(WORDS)
 # What is looked for in all words is looked for by so many bits first.
 BITS = 20
@@ -340,7 +340,7 @@ def _put(
             numbers = pc.cast(pc.add(table[SHARD], len(shards)), pa.int32())
             pieces.append(table.set_column(table.schema.get_field_index(SHARD), _NUMBER, numbers))
         shards += run.shards
-    table = _newest_of_each_record(pa.concat_tables([_ALL.empty_table(), *pieces]))
+    table = _newest_of_each_record(pa.concat_tables([no_rows(_ALL), *pieces]))
     moved = _in_others(store, model, table["record_id"], {path for path, _ in merged})
     teach, judge = (_by_shard(table, which, len(shards)) for which in _useful(table))
     chunks, words = list(_chunks(store, model, table)), _put_words(store, model, table)

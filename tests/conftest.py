@@ -42,7 +42,7 @@ def credentials_stay(credentials: None) -> Iterator[None]:
 
 # Limits of milliseconds say how busy the machine is; what may not be slow has a test of its own. `make test-long` tries
 # the fuzzers with many more.
-hypothesis_settings.register_profile("here", deadline=None, max_examples=40)
+hypothesis_settings.register_profile("here", deadline=None, max_examples=30)
 hypothesis_settings.register_profile("long", deadline=None, max_examples=1_000)
 hypothesis_settings.load_profile("here")
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.events import ShardRef
-from schemas.shards import SHARD_SCHEMA
+from schemas.shards import SHARD_SCHEMA, no_rows
 from streams.artifacts import ArtifactStore
 from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.people import MADE_UP
@@ -25,7 +25,7 @@ from streams.sorted_copies import COLUMNS, MOST_ASKERS, Sample, open_sample, row
 from streams.words import Word, standing
 
 TRAINED_KINDS = ("sft",)
-NOTHING = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]).empty_table()
+NOTHING = no_rows(pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]))
 # Answers up to this long are classes.
 LONGEST_CLASS = 64
 BAND_BYTES = 4

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.events import ShardRef
-from schemas.shards import SHARD_SCHEMA
+from schemas.shards import SHARD_SCHEMA, no_rows
 from streams import metrics
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard
 from streams.prepare.admit import HASHES, KEY_DIGITS, REMEMBERED
@@ -61,7 +61,7 @@ class _File(NamedTuple):
     held: _Gathered
 
 
-_NOTHING = _File("", _Gathered(_SCHEMA.empty_table(), []))
+_NOTHING = _File("", _Gathered(no_rows(_SCHEMA), []))
 
 
 def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.Table]:
@@ -157,7 +157,7 @@ def _opened(store: ArtifactStore, path: str) -> _File:
         data = store.read_proven(path)
     except ArtifactError:
         data = b""
-    table = pa.ipc.open_file(pa.BufferReader(data)).read_all() if _path_of(data) == path else _SCHEMA.empty_table()
+    table = pa.ipc.open_file(pa.BufferReader(data)).read_all() if _path_of(data) == path else no_rows(_SCHEMA)
     digests = msgspec.json.decode((table.schema.metadata or {}).get(SHARDS, b"[]"), type=list[str])
     table = table.replace_schema_metadata(None)
     if table.schema.equals(_SCHEMA) and digests:

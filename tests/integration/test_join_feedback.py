@@ -259,6 +259,7 @@ def test_kill_9_between_answer_and_feedback_loses_neither(bench) -> None:
     assert {record.inference_id for record in found} == {one.inference_id for one in (answered, waited, absent)}
 
 
+@pytest.mark.long
 def test_a_process_that_was_put_to_sleep_in_the_middle_of_it_skips_nothing(bench) -> None:
     """It loses its partitions and gets them back, while it fetches."""
     answer = bench.answer()

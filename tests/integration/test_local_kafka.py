@@ -75,6 +75,7 @@ def consume(bootstrap: str, count: int) -> list[int]:
     return values
 
 
+@pytest.mark.long
 def test_a_start_from_classes_of_before_takes_part_of_the_time(tmp_path, classpath, monkeypatch) -> None:
     def started_cpu_s(prepared: kafka.Prepared) -> float:
         broker = subprocess.Popen(prepared.argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
