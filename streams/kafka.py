@@ -122,9 +122,17 @@ def produce(client: Producer, record: Out, on_delivery: Any = None) -> None:
             return
 
 
+_of_all_clients: dict[str, Any] = {}
+
+
+def quieten() -> None:
+    """Have clients log nothing from now on: a command says what went wrong itself, and in one line."""
+    _of_all_clients["log_level"] = 0
+
+
 def client_settings(bootstrap: str, **more: Any) -> dict[str, Any]:
     """What every client starts from: the address, and how it proves who it is. Raises `KafkaConfigError`."""
-    return {"bootstrap.servers": bootstrap, **security(), **more}
+    return {"bootstrap.servers": bootstrap, **security(), **_of_all_clients, **more}
 
 
 def admin(bootstrap: str, **more: Any) -> AdminClient:

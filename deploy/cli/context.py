@@ -33,6 +33,10 @@ class Context:
 
     @property
     def addresses(self) -> Addresses:
+        """Of the parts; what goes wrong there is a command's to say, not its clients'."""
+        from streams import kafka
+
+        kafka.quieten()
         settings = self.settings
         check_layout(settings.data)
         use_credentials(settings)

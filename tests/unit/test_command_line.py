@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,20 @@ def test_an_expected_error_is_a_class_of_its_module(module: str, name: str) -> N
 def test_any_other_error_is_not_swallowed() -> None:
     assert expected(ZeroDivisionError("a defect")) is None
     assert expected(SettingsError("known")) == "known"
+
+
+def test_a_command_says_itself_what_went_wrong_with_kafka(tmp_path: Path) -> None:
+    """And in one line: the client library's own log is for processes that have one."""
+    asks = (
+        "import sys; from deploy.cli.context import context; from streams import kafka\n"
+        f"context.flags['data_dir'] = {str(tmp_path)!r}; context.flags['kafka_bootstrap'] = '127.0.0.1:1'\n"
+        "QUIET\n"
+        "client = kafka.producer('127.0.0.1:1'); client.produce('t', b'x'); client.flush(2)"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", asks.replace("QUIET", words)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        ).stderr
+        for words in ("", "context.addresses")
+    ]
+    assert "FAIL|rdkafka" in said[0] and "rdkafka" not in said[1], said
