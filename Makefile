@@ -41,15 +41,15 @@ $(TESTS): $(READY) requirements-dev.txt
 demo: $(READY)
 	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)") $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW))
 
-# Side by side: the end-to-end tests mostly wait, for processes that start and for jobs that end.
-test: $(TESTS)
+# First what keeps both cores busy; then, side by side, what mostly waits: for processes to start and jobs to end.
+test: lint
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
 	@$(MAKE) --no-print-directory -j2 test-whole test-parts
 
 test-whole: $(TESTS)
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
-test-parts: lint
-	@$(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
+test-parts: $(TESTS)
 	@$(BIN)/python -m pytest tests/integration tests/containers -n 2 --dist loadfile --durations=10
 
 test-long: $(TESTS)
