@@ -10,7 +10,7 @@ INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pyth
 PIN := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal \
   --python-version 3.11
 
-.PHONY: help setup demo test test-whole test-parts test-pure test-long faults check lint bench-streams bench-rows pin generate clean
+.PHONY: help setup demo test test-pure test-long faults check lint bench-streams bench-rows pin generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,16 +41,11 @@ $(TESTS): $(READY) requirements-dev.txt
 demo: $(READY)
 	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)") $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW))
 
-# First what keeps both cores busy; then, side by side, what mostly waits: for processes to start and jobs to end.
+# One after the other: side by side they take as long, and what waits for a busy machine waits in vain.
 test: lint
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
-	@$(MAKE) --no-print-directory -j2 test-whole test-parts
-
-test-whole: $(TESTS)
-	@$(BIN)/python -m pytest tests/e2e --durations=10
-
-test-parts: $(TESTS)
 	@$(BIN)/python -m pytest tests/integration tests/containers -n 2 --dist loadfile --durations=10
+	@$(BIN)/python -m pytest tests/e2e --durations=10
 
 test-long: $(TESTS)
 	@$(BIN)/python -m pytest -m "long or fuzz" --hypothesis-profile=long --timeout=1800

@@ -43,7 +43,7 @@ PARTED = {
 SHORT = {
     "copy": ["kill at transact.offsets_sent"],
     "prepare": ["erase while preparing"],
-    "sink": ["flood of poison"],
+    "sink": ["kill at land.between_tables"],
     "work": ["kill at job.produced"],
 }
 # These strike every lane.

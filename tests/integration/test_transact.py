@@ -233,7 +233,8 @@ def test_a_request_that_never_returns_is_given_up_and_its_batch_done_again(pipe,
     group, step = fresh("group"), Plain(pipe[0], pipe[2])
     with Running(loop(pipe, group, step, batch_records=10)) as running:
         running.until(done(pipe, group), what="lag 0")
-    assert made[0].hung.is_set() and len(made) == 2 and step.rebuilt >= 2
+    # On a busy machine the second may be given up as well.
+    assert made[0].hung.is_set() and len(made) >= 2 and step.rebuilt >= 2
     assert keys_out(pipe) == expected()
 
 
