@@ -44,7 +44,7 @@ demo: $(READY)
 # One after the other: side by side they take as long, and what waits for a busy machine waits in vain.
 test: lint
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/hostile -n 2
-	@$(BIN)/python -m pytest tests/integration tests/containers -n 3 --dist loadfile --durations=10
+	@$(BIN)/python -m pytest tests/integration tests/containers -n 2 --dist loadfile --durations=10
 	@$(BIN)/python -m pytest tests/e2e --durations=10
 
 test-long: $(TESTS)
