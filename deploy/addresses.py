@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from deploy.clickhouse_login import login_variables
 from deploy.local.folders import own_folder
-from deploy.local.ports import free_ports, is_loopback, port_free
+from deploy.local.ports import free_ports, hosts_of, is_loopback, port_free
 from deploy.local.secret_files import make_secret
 from deploy.settings import PREFIX, Settings, SettingsError
 from schemas.identity import SECRET_BYTES
@@ -91,8 +91,7 @@ def check_encrypted(settings: Settings) -> None:
     """Raises `SettingsError` for an address beyond this machine that is not encrypted, unless `allow_plaintext`."""
     if settings.allow_plaintext:
         return
-    hosts = [one.rpartition(":")[0] or one for one in settings.kafka_bootstrap.split(",") if one.strip()]
-    if any(not is_loopback(host) for host in hosts) and not kafka_security.encrypted():
+    if not all(map(is_loopback, hosts_of(settings.kafka_bootstrap))) and not kafka_security.encrypted():
         raise SettingsError(
             f"kafka_bootstrap = {settings.kafka_bootstrap} is another machine and kafka_config does not encrypt: "
             "set security.protocol=SASL_SSL or SSL there, or allow_plaintext = true"

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from deploy.local.folders import private_file
 from deploy.version_lineage import find_version, shards_of
 from schemas.events import ShardRef
+from schemas.shards import ORDER, latest
 from streams.artifacts import ArtifactStore, get_shard
 from streams.clickhouse import rows
 from streams.prepare.people import MADE_UP
@@ -80,10 +81,10 @@ class Wanted:
 
 Batch = list[dict[str, Any]]
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_ANSWER = ["input_hash", "answer_hash"]
 _IDENTITY = [
-    "record_id", "kind", "label", "origin", "source_record", "input_hash", "answer_hash", "unit", "may_correct",
+    "record_id", "kind", "label", "origin", "source_record", *_ANSWER, "unit", "may_correct",
 ]  # fmt: skip
-_ORDER = ["submitted_ms", "partition", "offset"]
 
 
 def committed(client: Client, model: str) -> list[ShardRef]:
@@ -154,13 +155,13 @@ def survivors(store: ArtifactStore, refs: Sequence[ShardRef], corrections: str =
         return []
     table = pa.concat_tables([_identities(store, ref, number) for number, ref in enumerate(refs)])
     augmented = pc.equal(table.column("origin"), "augmented")
-    latest = _latest(table.filter(pc.invert(augmented)), "record_id")
-    synthetic = pc.is_in(latest.column("origin"), pa.array(MADE_UP))
-    people, made = latest.filter(pc.invert(synthetic)), latest.filter(synthetic)
+    newest = latest(table.filter(pc.invert(augmented)), "record_id")
+    synthetic = pc.is_in(newest.column("origin"), pa.array(MADE_UP))
+    people, made = newest.filter(pc.invert(synthetic)), newest.filter(synthetic)
     right = pc.and_(pc.equal(people.column("kind"), Kind.kto.value), pc.fill_null(people.column("label"), False))
     said = people.filter(pc.or_(pc.is_in(people.column("kind"), pa.array([Kind.sft.value, "asked"])), right))
     stands = _standing(said, corrections)
-    examples = _latest(_of_kind(stands, Kind.sft), "input_hash", "answer_hash")
+    examples = latest(_of_kind(stands, Kind.sft), *_ANSWER)
     opinions = people.filter(pc.invert(pc.is_in(people.column("kind"), pa.array([Kind.sft.value, "asked"]))))
     kept = pa.concat_tables([opinions, examples, _sound(made, said, stands)])
     places = kept.select(["shard", "offset"])
@@ -181,19 +182,13 @@ def _sound(made: pa.Table, said: pa.Table, stands: pa.Table) -> pa.Table:
     named = pc.fill_null(made.column("source_record"), "")
     sound = pc.or_(pc.equal(named, ""), pc.is_in(named, sources.unique()))
     asked = pc.is_in(made.column("input_hash"), said.column("input_hash").unique())
-    same = {(row["input_hash"], row["answer_hash"]) for row in stands.select(["input_hash", "answer_hash"]).to_pylist()}
-    agrees = [(row["input_hash"], row["answer_hash"]) in same for row in made.to_pylist()]
-    return made.filter(pc.and_(sound, pc.or_(pc.invert(asked), pa.array(agrees, pa.bool_()))))
+    standing_now = set(_answers(stands))
+    agrees = pa.array([answer in standing_now for answer in _answers(made)], pa.bool_())
+    return made.filter(pc.and_(sound, pc.or_(pc.invert(asked), agrees)))
 
 
-def _latest(table: pa.Table, *names: str) -> pa.Table:
-    """Of all rows with the same values in these columns the latest."""
-    table = table.sort_by([(column, "ascending") for column in [*names, *_ORDER, "shard"]])
-    last = np.ones(table.num_rows, dtype=bool)
-    if table.num_rows:
-        changes = [pc.not_equal(values[:-1], values[1:]) for values in (table[name].combine_chunks() for name in names)]
-        last[:-1] = np.any([change.to_numpy(zero_copy_only=False) for change in changes], axis=0)
-    return table.filter(pa.array(last))
+def _answers(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(*(table[name].to_pylist() for name in _ANSWER), strict=True))
 
 
 def _standing(said: pa.Table, corrections: str) -> pa.Table:
@@ -202,7 +197,7 @@ def _standing(said: pa.Table, corrections: str) -> pa.Table:
     several = several.filter(pc.greater(several["answer_hash_count_distinct"], 1))["input_hash"]
     contested = pc.is_in(said["input_hash"], several)
     words: dict[str, list[Word]] = defaultdict(list)
-    names = ["input_hash", "answer_hash", "unit", "may_correct", *_ORDER]
+    names = [*_ANSWER, "unit", "may_correct", *ORDER]
     rows_of_them = said.filter(contested).select(names).to_pylist()
     for row in rows_of_them:
         order = row["submitted_ms"], row["partition"], row["offset"]
@@ -218,7 +213,7 @@ def _read(store: ArtifactStore, ref: ShardRef, columns: list[str] | None = None)
 
 
 def _identities(store: ArtifactStore, ref: ShardRef, number: int) -> pa.Table:
-    table = _read(store, ref, [*_IDENTITY, *_ORDER])
+    table = _read(store, ref, [*_IDENTITY, *ORDER])
     table = table.append_column("shard", pa.array(np.full(len(table), number)))
     return table.append_column("row", pa.array(np.arange(len(table))))
 

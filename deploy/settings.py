@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from deploy.local.ports import is_loopback
+from deploy.local.ports import hosts_of, is_loopback
 from schemas.names import WANTED, is_name
 from schemas.policy import TRUSTED, ModelPolicy
 from schemas.topics import MAX_REFUSED
@@ -160,9 +160,9 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
         origin, value = _first(name, flags, environment, file, path)
         if origin:
             values[name], sources[name] = _typed(name, value, origin), origin
-    # Whoever reaches this machine can say something there: then one alone overrules nobody.
-    beyond = not is_loopback(values.get("http_host", Settings.http_host))
-    defaults: dict[str, Any] = {"corrections": TRUSTED} if beyond else {}
+    # Where more than this machine can say something, one alone overrules nobody.
+    hosts = [values.get("http_host", Settings.http_host), *hosts_of(values.get("kafka_bootstrap", ""))]
+    defaults: dict[str, Any] = {} if all(map(is_loopback, hosts)) else {"corrections": TRUSTED}
     if "models" in file:
         values["models"], sources["models"] = _models(file["models"], path, defaults), str(path)
     elif defaults:

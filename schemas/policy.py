@@ -13,6 +13,7 @@ AUGMENTATIONS = ("unpunctuated", "swapped", "dropped")
 # What a person may accept of a candidate, and what asks for no better one.
 NO_WORSE = "no worse"
 _NO_BETTER_NEEDED = ("age", "erasure")
+MOST_TEST_ROWS = 2_000  # of a part are asked
 TRUSTED = "trusted"
 CORRECTIONS, SMALL_DATA = ("anyone", TRUSTED), ("widen", "wait")
 
@@ -76,6 +77,10 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"augment: expected some of {', '.join(AUGMENTATIONS)}, got {sorted(strange)}")
         if self.max_rows_per_subject < 1:
             raise ValueError(f"max_rows_per_subject: expected 1 or more, got {self.max_rows_per_subject}")
+        if self.min_holdout_examples > MOST_TEST_ROWS:
+            raise ValueError(
+                f"min_holdout_examples: at most {MOST_TEST_ROWS} rows are ever asked, got {self.min_holdout_examples}"
+            )
         for name, known in (("corrections", CORRECTIONS), ("small_data", SMALL_DATA)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -6,9 +6,12 @@ renamed, retyped or dropped. Rows of kind `asked` hold no words: one more unit a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MESSAGE = pa.struct(
@@ -58,6 +61,31 @@ SHARD_SCHEMA = pa.schema(
         ("dated", pa.bool_()),  # whether submitted_ms is when it was said; an import without times is old
     ]
 )
+
+
+# Which of two rows was said later.
+ORDER = ["submitted_ms", "partition", "offset"]
+HASH_DIGITS = 16  # of a hash where rows are only compared: 64 bits tell as many apart as can be stored
+
+
+def short_hashes(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """The same with HASH_DIGITS of the hashes in these columns."""
+    for name in names:
+        place = table.schema.get_field_index(name)
+        short = pc.utf8_slice_codeunits(table[name], 0, HASH_DIGITS)
+        table = table.set_column(place, table.schema.field(place), short)
+    return table
+
+
+def latest(table: pa.Table, *names: str) -> pa.Table:
+    """Of all rows with the same values in these columns the one said last, and of rows said at once the last one."""
+    table = table.sort_by([(column, "ascending") for column in [*names, *ORDER]])  # a stable sort
+    last = np.ones(table.num_rows, dtype=bool)
+    if table.num_rows:
+        columns = (table[name].combine_chunks() for name in names)
+        changes = [pc.fill_null(pc.not_equal(values[:-1], values[1:]), True) for values in columns]
+        last[:-1] = np.any([change.to_numpy(zero_copy_only=False) for change in changes], axis=0)
+    return table.filter(pa.array(last))
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:

@@ -36,7 +36,7 @@ from streams.situation import Facts, Knowledge
 
 log = logging.getLogger(__name__)
 GROUP = "conduct"
-TICK_S = 1.0  # each look is eight queries a model
+TICK_S = 1.0  # each look asks ClickHouse several things of every model
 DEFER_EVERY_MS = 2_000
 
 

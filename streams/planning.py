@@ -14,11 +14,11 @@ from typing import Literal
 import msgspec
 
 from schemas.events import Check
+from schemas.policy import MOST_TEST_ROWS
 
 TARGET_POWER = 0.95
 DISCORDANCE_FLOOR = 0.10  # two models that seldom differ in a small sample may still differ in the next one
 WIDEST_MARGIN = 0.15
-MOST_ROWS = 2_000  # of a part are asked: more are never needed
 LEAST_UNITS = 20  # people, or conversations where people are fewer, under which nothing is judged
 _NORMAL = NormalDist()
 
@@ -88,7 +88,7 @@ def plan(
     """
     widest = max(margin, WIDEST_MARGIN) if small_data == "widen" else margin
     planned = needed_rows(last.share, last.design_effect, margin=widest, confidence=confidence)
-    needed = max(minimum_n, min(MOST_ROWS, planned))
+    needed = max(minimum_n, min(MOST_TEST_ROWS, planned))
     shown = shown_margin(rows, last.share, last.design_effect, confidence=confidence)
     used = min(widest, max(margin, math.ceil(shown * 1000 - 1e-6) / 1000))
     rows_missing, people_missing = max(0, needed - rows), max(0, LEAST_UNITS - units)

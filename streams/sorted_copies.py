@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.events import FileRef, ShardRef
-from schemas.shards import SHARD_SCHEMA, no_rows, read_table
+from schemas.shards import SHARD_SCHEMA, latest, no_rows, read_table, short_hashes
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ WORDS = [
     "record_id", "unit", "kind", "split", "label", "origin", "may_correct", "source_record", "question", "input_hash",
     "answer_hash", "partition", "offset", "submitted_ms",
 ]  # fmt: skip
-# 64 bits of a hash tell as much apart as can be stored.
-HASHES, HASH_DIGITS = ("question", "input_hash", "answer_hash"), 16
+HASHES = ("question", "input_hash", "answer_hash")
 _NAMES = ("kind", "split", "origin")
 RECORD = "record"  # the hash of the record's id
 SHARD = "shard"  # the column that says which of the run's shards a row is of
@@ -120,13 +119,7 @@ def rows_of(store: ArtifactStore, ref: ShardRef) -> pa.Table:
     """The rows of a shard that a job or a verdict looks at, with COLUMNS and short hashes: examples, answers that were
     called right or wrong, askers without words. Raises `ArtifactError`."""
     table = read_table(io.BytesIO(get_shard(store, ref)[1]), COLUMNS)
-    table = table.filter(pc.is_in(table["kind"], pa.array(["sft", "asked", "kto"])))
-    for name in HASHES:
-        place = table.schema.get_field_index(name)
-        table = table.set_column(
-            place, table.schema.field(place), pc.utf8_slice_codeunits(table[name], 0, HASH_DIGITS)
-        )
-    return table
+    return short_hashes(table.filter(pc.is_in(table["kind"], pa.array(["sft", "asked", "kto"]))), HASHES)
 
 
 def open_sample(
@@ -134,7 +127,7 @@ def open_sample(
 ) -> Opened:
     """What a job that learns from `new` (columns COLUMNS) needs of these older shards. Raises `ArtifactError`."""
     while True:
-        runs, loose = _usable(store, sample.model, shards)
+        runs, _, loose = _usable(store, sample.model, shards)
         try:
             return _Opener(store, shards, sample, runs, loose).opened(new)
         except ArtifactError as error:
@@ -233,10 +226,9 @@ def sort(store: ArtifactStore, model: str, shards: Sequence[ShardRef]) -> None:
         return
     left = True
     while left:
-        runs, loose = _usable(store, model, shards)
-        for path, run in _runs(store, model):  # what a crash left beside the run that took it up
-            if path not in dict(runs):
-                _delete(store, path, run)
+        runs, taken_up, loose = _usable(store, model, shards)
+        for path, run in taken_up:  # a crash left it beside the run that has its shards
+            _delete(store, path, run)
         try:
             left = len(loose) >= WORTH_SORTING and _sort_some(store, model, runs, loose)
         except ArtifactError as error:
@@ -291,14 +283,16 @@ def forget(store: ArtifactStore, standing: set[str]) -> None:
 
 def _usable(
     store: ArtifactStore, model: str, shards: Sequence[ShardRef]
-) -> tuple[list[tuple[str, Run]], list[ShardRef]]:
-    """Runs, the largest first and no shard in two of them, and the shards in none of them."""
-    runs, covered = [], set[str]()
+) -> tuple[list[tuple[str, Run]], list[tuple[str, Run]], list[ShardRef]]:
+    """Runs, the largest first and no shard in two of them; runs whose shards are in these; the shards in no run."""
+    runs, taken_up, covered = [], [], set[str]()
     for path, run in sorted(_runs(store, model), key=lambda one: -len(one[1].shards)):
         if covered.isdisjoint(run.shards):
             runs.append((path, run))
             covered.update(run.shards)
-    return runs, [ref for ref in shards if ref.digest not in covered]
+        else:
+            taken_up.append((path, run))
+    return runs, taken_up, [ref for ref in shards if ref.digest not in covered]
 
 
 def _runs(store: ArtifactStore, model: str) -> Iterator[tuple[str, Run]]:
@@ -340,7 +334,7 @@ def _put(
             numbers = pc.cast(pc.add(table[SHARD], len(shards)), pa.int32())
             pieces.append(table.set_column(table.schema.get_field_index(SHARD), _NUMBER, numbers))
         shards += run.shards
-    table = _newest_of_each_record(pa.concat_tables([no_rows(_ALL), *pieces]))
+    table = latest(pa.concat_tables([no_rows(_ALL), *pieces]), "record_id")
     moved = _in_others(store, model, table["record_id"], {path for path, _ in merged})
     teach, judge = (_by_shard(table, which, len(shards)) for which in _useful(table))
     chunks, words = list(_chunks(store, model, table)), _put_words(store, model, table)
@@ -370,16 +364,6 @@ def _useful(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 def _by_shard(table: pa.Table, which: NDArray[np.bool_], shards: int) -> list[int]:
     return np.bincount(table[SHARD].to_numpy()[which], minlength=shards).tolist()  # type: ignore[no-any-return]
-
-
-def _newest_of_each_record(table: pa.Table) -> pa.Table:
-    """Without what a record said before it was said again; the last row of what it says keeps its place."""
-    said = table.select(["submitted_ms", "partition", "offset"]).append_column("row", pa.array(range(table.num_rows)))
-    order = pc.sort_indices(said, [(name, "ascending") for name in said.column_names]).to_numpy()
-    codes = table["record_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    newest = np.full(codes.max(initial=-1) + 1, -1, dtype=np.int64)
-    newest[codes[order]] = order  # the last one written is the newest
-    return table.take(pa.array(np.sort(newest)))
 
 
 def _in_others(store: ArtifactStore, model: str, records: pa.ChunkedArray, merged: set[str]) -> list[str]:

@@ -11,9 +11,8 @@ import hashlib
 from collections.abc import Sequence
 
 from schemas.events import ShardRef, ShardSet
-from schemas.policy import ModelPolicy
+from schemas.policy import MOST_TEST_ROWS, ModelPolicy
 from streams.artifacts import ArtifactStore, get_shard_set
-from streams.planning import MOST_ROWS
 from streams.sorted_copies import Sample
 from trainers.dataset import TrainingSet, training_set
 from trainers.rows import JudgingRow, Rows, judging_rows, read_rows
@@ -27,7 +26,7 @@ def taught_rows(
 ) -> TrainingSet:
     """What a job trains on. Which old rows it replays is chosen by its id. Raises `ArtifactError`."""
     taught = round(TAUGHT_SLACK * _most_replayed(new, policy))
-    sample = Sample(model, taught, round(HELD_SLACK * MOST_ROWS), _share_of(job_id))
+    sample = Sample(model, taught, round(HELD_SLACK * MOST_TEST_ROWS), _share_of(job_id))
     return training_set(read_rows(store, new, old, policy.corrections, sample), policy, seed=0)
 
 
@@ -35,7 +34,7 @@ def judged_rows(
     store: ArtifactStore, model: str, new: ShardSet, old: ShardSet | None, policy: ModelPolicy
 ) -> tuple[list[JudgingRow], Rows]:
     """The rows that judge a candidate, and those that were opened for it. Raises `ArtifactError`."""
-    sample = Sample(model, 0, round(HELD_SLACK * MOST_ROWS))
+    sample = Sample(model, 0, round(HELD_SLACK * MOST_TEST_ROWS))
     rows = read_rows(store, get_shard_set(store, new), get_shard_set(store, old), policy.corrections, sample)
     return judging_rows(rows, policy.near_duplicate_similarity), rows
 

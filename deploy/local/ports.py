@@ -21,6 +21,11 @@ def is_loopback(host: str) -> bool:
         return host.strip().lower() == "localhost"
 
 
+def hosts_of(bootstrap: str) -> list[str]:
+    """The hosts in Kafka's list of addresses."""
+    return [one.strip().rpartition(":")[0] or one.strip() for one in bootstrap.split(",") if one.strip()]
+
+
 def port_free(port: int, host: str = LOOPBACK) -> bool:
     """True when a server could listen on host:port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from schemas.events import SubjectShared
 from schemas.policy import ModelPolicy
+from schemas.shards import HASH_DIGITS
 from streams.prepare.masks import Masks
 from streams.prepare.people import MADE_UP, People
 from streams.prepare.questions import Questions, is_known
@@ -32,7 +33,7 @@ REMEMBERED = [
     "model", "record_id", "kind", "subject_id", "unit", "conversation_id", "split", "question", "input_hash",
     "content_hash", "answer_hash", "minhash", "answer_masks", "submitted_ms", "origin",
 ]  # fmt: skip
-HASHES, KEY_DIGITS = ("input_hash", "content_hash", "answer_hash"), 16
+HASHES = ("input_hash", "content_hash", "answer_hash")
 Row = dict[str, Any]
 
 
@@ -78,7 +79,7 @@ class Admission:
         """Take in what rows of one model say, the oldest first."""
         times = np.array(columns["submitted_ms"], dtype=np.int64)
         sft = [kind in ("sft", "asked") for kind in columns["kind"]]
-        hashes = {name: [value[:KEY_DIGITS] for value in columns[name]] for name in HASHES}
+        hashes = {name: [value[:HASH_DIGITS] for value in columns[name]] for name in HASHES}
         about = [one if is_sft else other for is_sft, one, other in zip(
             sft, hashes["input_hash"], hashes["content_hash"], strict=True
         )]  # fmt: skip
@@ -167,7 +168,7 @@ def _record(row: Row) -> int:
 def _fact(row: Row) -> int:
     """What a row is about: an SFT row is one answer to what it is asked, any other is a fact of its own."""
     sft = row["kind"] in ("sft", "asked")
-    return key_of(row["model"], (row["input_hash"] if sft else row["content_hash"])[:KEY_DIGITS])
+    return key_of(row["model"], (row["input_hash"] if sft else row["content_hash"])[:HASH_DIGITS])
 
 
 def _word(row: Row) -> int:
@@ -176,8 +177,8 @@ def _word(row: Row) -> int:
 
 def _alike(row: Row) -> int:
     if row["kind"] not in ("sft", "asked"):  # an opinion is news, though it be on the same answer
-        return key_of(row["model"], row["unit"], row["content_hash"][:KEY_DIGITS])
-    return key_of(row["model"], row["question"], row["unit"], row["answer_hash"][:KEY_DIGITS])
+        return key_of(row["model"], row["unit"], row["content_hash"][:HASH_DIGITS])
+    return key_of(row["model"], row["question"], row["unit"], row["answer_hash"][:HASH_DIGITS])
 
 
 def _newest_of_each_record(rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:

@@ -17,14 +17,13 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.events import ShardRef
-from schemas.shards import SHARD_SCHEMA, no_rows
+from schemas.shards import SHARD_SCHEMA, no_rows, short_hashes
 from streams import metrics
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard
-from streams.prepare.admit import HASHES, KEY_DIGITS, REMEMBERED
+from streams.prepare.admit import HASHES, REMEMBERED
 
 log = logging.getLogger(__name__)
 FOLDER, SHARDS = "gathered", b"shards"
@@ -85,18 +84,10 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
         digests.append(now.digest)
     if not tables:
         return
-    rest = _Gathered(_short(pa.concat_tables(tables)), digests)
+    rest = _Gathered(short_hashes(pa.concat_tables(tables), HASHES), digests)
     yield from _pieces(rest.table)
     if len(alone) >= WORTH_GATHERING and store.proves:
         _gather(store, files, rest)
-
-
-def _short(table: pa.Table) -> pa.Table:
-    """The same with as much of its hashes as is remembered, which is half the memory."""
-    for name in HASHES:
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, _SCHEMA.field(name), pc.utf8_slice_codeunits(table[name], 0, KEY_DIGITS))
-    return table
 
 
 def gather(store: ArtifactStore, shards: Sequence[ShardRef]) -> None:

@@ -335,6 +335,7 @@ def test_what_learned_from_rows_that_are_gone_is_named_in_the_receipt(
     records = [landed(kafka.out(one, source="t"), n, 1_700_000_000_000, 9) for n, one in enumerate([*jobs, ended])]
     landing.write([landing.read(records)])
     monkeypatch.setattr(child, "read_committed_shards", lambda _: [shard])
+    store.put_bytes(f"sorted/{model}/2026-01/train-{'0' * 64}.parquet", b"what a crash left of a copy")
     unnamed = store.put_bytes("adapters/feed/adapter_model.safetensors", b"weights") and "adapters/feed"
     asked = {"event": msgspec.to_builtins(request(jane)), "asked_ms": 0, "id": "r"}
     work = child.Erasure(kafka_bootstrap, clickhouse_url, [], store, asked, lambda message: None)
@@ -343,5 +344,6 @@ def test_what_learned_from_rows_that_are_gone_is_named_in_the_receipt(
         (1, versions[0].digest), (0, candidates[0].digest)
     ]  # fmt: skip
     assert touched["jobs"] == [jobs[0].job_id] and touched["deleted"] == 1 and not store.files(unnamed)
+    assert store.files("sorted") == []
     again = child.Erasure(kafka_bootstrap, clickhouse_url, [], store, asked, lambda message: None)
     assert again._touched(again._rewrite_shards()) == touched | {"deleted": 0}, "an attempt after a crash says the same"

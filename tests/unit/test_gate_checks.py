@@ -16,7 +16,7 @@ from tests.examples import example
 from tests.unit.test_dataset import row
 from trainers.gate.checks import Checks, Judged, weights_of
 from trainers.gate.known import unknown_because
-from trainers.gate.parts import MOST_ROWS, parted
+from trainers.gate.parts import MOST_TEST_ROWS, parted
 from trainers.gate.validate import attempts
 from trainers.rows import JudgingRow
 
@@ -157,7 +157,7 @@ def test_a_fall_of_today_excuses_no_loss_of_before() -> None:
 def test_recent_rows_are_not_crowded_out_by_years_of_older_ones() -> None:
     tests = [*asked_of(9_000), *asked_of(80, at=10 * DAY)]
     recent, older = parted(tests, reason="volume", newest_row_ms=5 * DAY)
-    assert (len(recent.rows), len(older.rows)) == (80, MOST_ROWS)
+    assert (len(recent.rows), len(older.rows)) == (80, MOST_TEST_ROWS)
     again = parted([*tests[::-1], *asked_of(50, at=11 * DAY)], reason="volume", newest_row_ms=5 * DAY)
     assert set(map(id, again[1].rows)) == set(map(id, older.rows)), "the same choice as data grows"
 

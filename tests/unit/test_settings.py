@@ -161,6 +161,8 @@ def test_who_may_come_in_is_said_exactly(tmp_path: Path, text: str, said: str) -
         ('http_host = "10.0.0.5"\nallow_unauthenticated = true\n[models.support]', "trusted"),
         ('http_host = "0.0.0.0"\nallow_unauthenticated = true\n[models.support]\ncorrections = "anyone"', "anyone"),
         ('http_host = "::1"\n[models.support]', "anyone"),
+        ('kafka_bootstrap = "127.0.0.1:9092, localhost:9093"', "anyone"),
+        ('kafka_bootstrap = "127.0.0.1:9092,kafka.example:9093"', "trusted"),  # where `serve` runs is not known here
         ('[models.support]\ncorrections = "trusted"', "trusted"),
     ],
 )
@@ -168,3 +170,11 @@ def test_where_strangers_come_in_one_alone_overrules_nobody(tmp_path: Path, text
     path = tmp_path / "tuneloop.toml"
     path.write_text(text)
     assert load({"config": str(path)}, {}).models["support"].corrections == corrections
+
+
+def test_more_test_rows_than_are_ever_asked_are_refused(tmp_path: Path) -> None:
+    """Every candidate would be, for too few."""
+    path = tmp_path / "tuneloop.toml"
+    path.write_text("[models.support]\nmin_holdout_examples = 2001")
+    with pytest.raises(SettingsError, match=r"min_holdout_examples: at most 2000 rows are ever asked, got 2001"):
+        load({"config": str(path)}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from schemas.events import ShardRef
+from schemas.events import JobRequested, ShardRef
 from schemas.policy import ModelPolicy
 from streams import sorted_copies
 from streams.artifacts import ArtifactStore, replace_shard
 from streams.prepare.people import MADE_UP
 from streams.sorted_copies import FOLDER, Sample
+from tests.examples import example
 from tests.unit.test_dataset import shard, stored
 from trainers.dataset import training_set
 from trainers.rows import Row, Rows, read_rows
+from trainers.work_child import job_data
 
 MODEL = "support"
 ALL = Sample(MODEL, train=10**6, held=10**6)
@@ -333,3 +336,29 @@ def test_a_run_that_an_erasure_deleted_comes_back_in_no_other(
         sorted_copies.sort(store, MODEL, old)
     assert not any(old[0].digest in run.shards for run in runs(store)) and before.shards
     assert store.files(FOLDER) == []
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_job_sorts_at_the_products_own_defaults_and_goes_on_without_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: bool
+) -> None:
+    """64 shards of before are worth it. A full disk costs the copies, not the job, nor what it learns."""
+    store = ArtifactStore(str(tmp_path), proof_key=b"k")
+    old = [shard(store, f"s{n}", *[stored(f"{n}/{i}", "a", at=i, unit=f"u{n}/{i}", offset=10 * n + i,
+                                          split="test" if i == 0 else "train") for i in range(5)]) for n in range(64)]  # fmt: skip
+    new = [shard(store, "new", *[stored(f"new {i}", "b", at=900 + i, unit=f"v{i}", offset=9_000 + i) for i in range(50)])]
+    job = example(JobRequested, MODEL, job_id="job-1")
+    unsorted = job_data(job, ModelPolicy(), store, new, old[:63])
+    assert store.files(FOLDER) == [] and unsorted.replayed > 10
+    put = store.put_bytes
+
+    def full(path: str, data: bytes) -> str:
+        if path.startswith(FOLDER):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(path, data)
+
+    if not room:
+        monkeypatch.setattr(store, "put_bytes", full)
+    data = job_data(job, ModelPolicy(), store, new, old)
+    assert data.new == 50 and data.replayed > 10
+    assert bool(store.files(FOLDER)) is room and ("old rows are not sorted" in caplog.text) is not room

@@ -13,7 +13,7 @@ from scipy import stats
 from schemas.events import Check
 from streams.planning import (
     FIRST,
-    MOST_ROWS,
+    MOST_TEST_ROWS,
     Disagreement,
     Plan,
     attempt_confidence,
@@ -57,7 +57,7 @@ def test_what_the_last_verdict_found_is_what_the_next_is_planned_with() -> None:
     # Few people show little, and what was worse than it should be is no measure for the next.
     assert disagreement([first, [replace(second[1], units=19)], [replace(second[1], passed=False)]]) == Disagreement(0.4, 1.5)
     # No more is ever needed than is asked.
-    assert planned(MOST_ROWS, 300, last=Disagreement(0.9, 9.0), small_data="wait").enough
+    assert planned(MOST_TEST_ROWS, 300, last=Disagreement(0.9, 9.0), small_data="wait").enough
     # Twice the disagreement takes twice the rows.
     missing = [planned(0, 50, last=Disagreement(share)).rows_missing for share in (0.25, 0.5)]
     assert missing[1] == pytest.approx(2 * missing[0], abs=1)

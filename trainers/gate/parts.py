@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.policy import must_be_better
-from streams.planning import MOST_ROWS
+from schemas.policy import MOST_TEST_ROWS, must_be_better
 from trainers.rows import JudgingRow
 
 RECENT, OLDER = "recent", "older"
@@ -28,8 +27,8 @@ class Part:
 def parted(
     tests: Sequence[JudgingRow], *, reason: str, accept: str = "", changed_ms: int = 0, newest_row_ms: int = 0
 ) -> list[Part]:
-    """Recent and older rows, at most `MOST_ROWS` of each, chosen by hash (of all rows, recent ones would be few after a
-    year); a part without rows is left out, but never the one that must be better.
+    """Recent and older rows, at most `MOST_TEST_ROWS` of each, chosen by hash (of all rows, recent ones would be few
+    after a year); a part without rows is left out, but never the one that must be better.
 
     `changed_ms` is when a drift began, `newest_row_ms` when the newest row that the champion learned from was said
     (both Unix ms; 0 = not known, or no champion: then all rows are recent).
@@ -45,6 +44,6 @@ def parted(
 
 def _some(rows: Sequence[JudgingRow]) -> tuple[JudgingRow, ...]:
     """The same choice as data grows."""
-    if len(rows) <= MOST_ROWS:
+    if len(rows) <= MOST_TEST_ROWS:
         return tuple(rows)
-    return tuple(sorted(rows, key=lambda one: (one.row.question, one.row.fact, one.row.unit))[:MOST_ROWS])
+    return tuple(sorted(rows, key=lambda one: (one.row.question, one.row.fact, one.row.unit))[:MOST_TEST_ROWS])
