@@ -181,7 +181,7 @@ def _until(stage: Stage, happened: Callable[[], bool], what: str, timeout_s: flo
 def shift(stage: Stage, client: Client, desk: Desk) -> None:
     """Ask until a job was asked for: nobody but the system decides when that is."""
     stage.shift_ms = int(time.time() * 1000)
-    stage.say(f"new intents take over three quarters of the traffic: {', '.join(stage.plan.new[:3])}, …", "bold")
+    stage.say(f"new intents take over most of the traffic: {', '.join(stage.plan.new[:3])}, …", "bold")
     seen: dict[str, Any] = {"drift": False, "waits": set()}
 
     def enough() -> bool:
