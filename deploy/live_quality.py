@@ -1,4 +1,4 @@
-"""What `status` and `models` say of quality that is not known: a line for each such model, with what would help."""
+"""What `status` and `models` say below their tables: of quality that is not known, with what would help."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ def told(model: str, quality: Quality) -> str:
     return "" if quality.known else f"{model}: {quality.why}"
 
 
-def unknown(connect: Callable[[], Client], models: Iterable[str]) -> list[str]:
-    """A line for each of these models whose quality is unknown; none where ClickHouse does not say within 3 s.
+def unknown(client: Client, models: Iterable[str]) -> list[str]:
+    """A line for each of these models whose quality is unknown. Raises `ClickHouseError`."""
+    return list(filter(None, (told(model, quality_of(client, model)) for model in models)))
+
+
+def in_time(connect: Callable[[], Client], *askers: Callable[[Client], Iterable[str]]) -> list[str]:
+    """The lines of each of these; none of those that ClickHouse does not answer within 3 s.
 
     Whoever asks after what runs must be answered, whatever does not.
     """
@@ -33,7 +38,8 @@ def unknown(connect: Callable[[], Client], models: Iterable[str]) -> list[str]:
 
         try:
             client = connect()
-            lines.extend(filter(None, (told(model, quality_of(client, model)) for model in models)))
+            for asker in askers:
+                lines.extend(asker(client))
         except (ClickHouseError, CommandError):  # its own line says that it is not ready
             return
 

@@ -170,19 +170,27 @@ def _join_feedback(settings: Settings, stop: threading.Event) -> None:
 
 
 def _conduct(settings: Settings, stop: threading.Event) -> None:
+    from streams import transact
     from streams.clickhouse import connect
-    from streams.conduct import GROUP, build
-    from streams.situation import Knowledge, wait_for_tables
+    from streams.conduct.conditions import TrainerBudget
+    from streams.conduct.situation import Knowledge, wait_for_tables
+    from streams.conduct.step import GROUP, TICK_S, TOPICS, ConductStep
 
     where = addresses(settings)
     client = connect(where.clickhouse)
     wait_for_tables(client, stop)
-    knowledge = Knowledge(client, _store(settings))
-    app = build(
-        where.bootstrap, settings.models, knowledge, _store(settings), str(settings.data / "faust" / GROUP),
-        settings.replication_factor, _budget(settings),
+    trainer = TrainerBudget(
+        settings.trainer_jobs_per_day, settings.trainer_hours_per_day, settings.trainer_money_per_day,
+        settings.trainer_price_per_hour, settings.trainers,
+    )  # fmt: skip
+    step = ConductStep(
+        where.bootstrap, settings.models, Knowledge(client, _store(settings)), _store(settings), trainer,
+        _budget(settings),
+    )  # fmt: skip
+    _say_ready(settings, GROUP)
+    transact.run(
+        where.bootstrap, GROUP, TOPICS, step, stop, transactional_id="tuneloop-conduct", tick=step.tick, tick_s=TICK_S
     )
-    run_faust(app, settings, GROUP)
 
 
 def run_faust(app: object, settings: Settings, name: str) -> None:

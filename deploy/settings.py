@@ -27,6 +27,10 @@ from serving.doors import DoorPolicy
 DEFAULT_FILE = "tuneloop.toml"
 PREFIX = "TUNELOOP_"
 MOST_REFUSED = 1_000_000
+_AT_LEAST = {
+    "trainers": 1, "trainer_jobs_per_day": 0, "trainer_hours_per_day": 0, "trainer_money_per_day": 0,
+    "trainer_price_per_hour": 0,
+}  # fmt: skip
 
 
 # Addresses, and where the secrets go that some put into one.
@@ -54,7 +58,8 @@ class Settings:
 
     `metrics_port` is for one process run by itself (0 = no metrics); `up` gives each its own. `max_refused` is how many
     records in a row a consumer may refuse before it slows down (0 = any number; see `streams.dead_letters`). `file` is
-    the settings file that was read, "" where there was none.
+    the settings file that was read, "" where there was none. `trainers` is how many jobs may train at once, over all
+    models, and `trainer_*` what they may take in 24 hours (0 = any number; money in the unit of its price).
     """
 
     data_dir: str = ".tuneloop"
@@ -83,6 +88,11 @@ class Settings:
     prepare_linger_s: float = 1.0
     prepare_helpers: int = 1
     join_wait_days: float = 30.0
+    trainers: int = 1
+    trainer_jobs_per_day: int = 0
+    trainer_hours_per_day: float = 0.0
+    trainer_money_per_day: float = 0.0
+    trainer_price_per_hour: float = 0.0
     max_refused: int = MAX_REFUSED
     models: dict[str, ModelPolicy] = field(default_factory=lambda: {"support": ModelPolicy()})
     sources: dict[str, str] = field(default_factory=dict, compare=False)
@@ -94,6 +104,11 @@ class Settings:
             raise SettingsError(
                 f"join_wait_days (from {origin}): expected a number of days above 0, got {self.join_wait_days}"
             )
+        for name, least in _AT_LEAST.items():
+            if not getattr(self, name) >= least:
+                wanted = f"{least} or more" if least else "0 (no bound) or more"
+                origin = self.sources.get(name, "the default")
+                raise SettingsError(f"{name} (from {origin}): expected {wanted}, got {getattr(self, name)}")
         for name, instead in _NO_SECRETS.items():
             address = urlsplit(getattr(self, name))
             if "@" in address.netloc or _SECRET_PARAMETER.search(address.query):

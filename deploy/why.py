@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _STEPS = (
     ("drift_detected", "concat(metric, ' fell from ', toString(round(baseline, 3)), ' to ',"
      " toString(round(current, 3)), ' after ', toString(answers), ' answers')", "drift_id"),
-    ("job_deferred", "concat('waits for ', waits_for)", "drift_id"),
+    ("trigger_opened", "concat(kind, ': ', reason)", "trigger_id"),
+    ("job_deferred", "concat('waits for ', waits_for)", "trigger_id"),
     ("training_requested", "concat('a person asked: ', reason)", "ce_id"),
     ("job_requested", "concat('reason: ', reason)", "job_id"),
     ("job_ended", "concat(outcome, ' in ', toString(round(seconds)), ' s ', reason)", "job_id"),
@@ -21,6 +22,7 @@ _STEPS = (
     ("verdict_reached", "concat(multiIf(passed, 'passed: ', void, 'void: ', 'refused: '), reason)", "job_id"),
     ("decision_made", "concat(decision, ' ', model, '@', toString(version), ': ', reason,"
      " if(deletes = '[]', '', ' (its adapter is deleted)'))", "job_id"),
+    ("trigger_closed", "concat(because, ': ', reason)", "trigger_id"),
     ("model_state_changed", "concat('serves ', model, '@', toString(champion))", "ce_subject"),
 )  # fmt: skip
 
@@ -53,7 +55,7 @@ def chain(client: Client, identity: str) -> list[dict[str, Any]]:
 def _condition(table: str) -> str:
     same = "correlation_id = {correlation:String}"
     if table == "job_deferred":  # said again and again while a drift waits: the last word is enough
-        return f"{same} AND _offset IN (SELECT max(_offset) FROM tuneloop.{table} GROUP BY drift_id)"
+        return f"{same} AND _offset IN (SELECT max(_offset) FROM tuneloop.{table} GROUP BY trigger_id)"
     if table == "model_state_changed":  # later notes of live quality repeat the state without a new cause
         return f"{same} AND _offset IN (SELECT min(_offset) FROM tuneloop.{table} GROUP BY model, epoch)"
     return f"({same} OR ce_id = {{correlation:String}})"

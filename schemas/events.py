@@ -160,6 +160,8 @@ class TriggerOpened(Event, frozen=True, kw_only=True):
     """Something asks for a job, and goes on asking until it is closed.
 
     `kind` is initial | drift | volume | age | person | erasure | base; `ordinal` counts a model's triggers from 1.
+    `version` served then. `changed_at` is when what a drift noticed began (Unix ms; 0 = no drift); `from_base` and
+    `accept` are what a person asked for.
     """
 
     trigger_id: str
@@ -168,6 +170,9 @@ class TriggerOpened(Event, frozen=True, kw_only=True):
     reason: str
     version: int = 0
     drift_id: str = ""
+    changed_at: int = 0
+    from_base: bool = False
+    accept: str = ""
     actor: str = ""
 
 
@@ -198,7 +203,8 @@ class JobRequested(Event, frozen=True, kw_only=True):
     `parent_digest` is the adapter training goes on from ("" = from the base), `spec` how (None = LoRA, supervised).
     `void_before` counts the jobs for the same cause that ended void in a row before it.
     `changed_at` is when what a drift noticed began (Unix ms; 0 = no drift), `accept` what the gate asks for
-    ("" = as the reason asks; `no worse`).
+    ("" = as the reason asks; `no worse`). `new_examples` were there for it, said since `changed_at`, or since the
+    parent learned.
     """
 
     job_id: str
@@ -219,12 +225,13 @@ class JobRequested(Event, frozen=True, kw_only=True):
     accept: str = ""
     recipe: dict[str, float] = {}
     void_before: int = 0
+    new_examples: int = 0
 
 
 class JobDeferred(Event, frozen=True, kw_only=True):
-    """A drift stays open: what it still waits for, in words, for each unmet condition."""
+    """A trigger stays open: what its job still waits for, in words, for each unmet condition; said as that changes."""
 
-    drift_id: str
+    trigger_id: str
     waits_for: dict[str, str]
     new_examples: int
     min_new_examples: int
@@ -235,6 +242,23 @@ class JobControlRequested(Event, frozen=True, kw_only=True):
 
     job_id: str
     action: str
+    reason: str = ""
+    actor: str = ""
+
+
+class TriggerCloseRequested(Event, frozen=True, kw_only=True):
+    """A person says that a trigger is to ask no more."""
+
+    trigger_id: str
+    reason: str = ""
+    actor: str = ""
+
+
+class HoldRequested(Event, frozen=True, kw_only=True):
+    """A person holds a model (`hold`), or lets it go on: meanwhile it starts no job, and promotes or rolls back
+    nothing by itself."""
+
+    hold: bool
     reason: str = ""
     actor: str = ""
 
@@ -331,7 +355,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 class VerdictReached(Event, frozen=True, kw_only=True):
     """The gate's judgement of one candidate against the champion, or against the base where none serves.
 
-    `failed`: the check could not be carried out, which says nothing of the candidate: its adapter stays.
+    `failed`: the check could not be carried out, which says nothing of the candidate: the job is done again.
     `void`: rows that it was trained on are erased by now, so it is neither passed nor refused. `erasures` names those
     that removed rows which it, or the version it was trained from, had learned from.
 
@@ -402,7 +426,10 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStateChanged(Event, frozen=True, kw_only=True):
-    """The whole state of one model after a change; 0 stands for "none" (the base answers)."""
+    """The whole state of one model after a change; 0 stands for "none" (the base answers).
+
+    `held` is why a person holds it ("" = it is not held).
+    """
 
     base: Name
     epoch: int
@@ -413,6 +440,7 @@ class ModelStateChanged(Event, frozen=True, kw_only=True):
     versions: list[Version]
     change: str
     reason: str
+    held: str = ""
 
 
 class BaseRegistered(Event, frozen=True, kw_only=True):
@@ -462,7 +490,11 @@ class TrainingRequested(Event, frozen=True, kw_only=True):
 
 
 class DecisionMade(Event, frozen=True, kw_only=True):
-    """One line of the registry's history: promoted | refused | void | rolled-back | base-added | command-refused.
+    """One line of the registry's history: promoted | refused | failed | void | superseded | deferred | rolled-back |
+    base-added | held | resumed | command-refused.
+
+    `failed`: the check could not be carried out. `superseded`: judged against a version that serves no more.
+    `deferred`: it passed while the model was held.
 
     `deletes` are the paths of adapters whose files go with it: no version has them, or none any longer.
     """
@@ -723,6 +755,8 @@ EVENTS: tuple[type[msgspec.Struct], ...] = (
     JobRequested,
     JobDeferred,
     JobControlRequested,
+    TriggerCloseRequested,
+    HoldRequested,
     JobProgressed,
     JobEnded,
     CandidateTrained,

@@ -5,6 +5,8 @@ Plain frozen values, read once from the settings file (`deploy.settings`) and ha
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from schemas.names import Name
@@ -13,6 +15,8 @@ AUGMENTATIONS = ("unpunctuated", "swapped", "dropped")
 # What a person may accept of a candidate, and what asks for no better one.
 NO_WORSE = "no worse"
 _NO_BETTER_NEEDED = ("age", "erasure")
+# What may ask for a job; the first one always may. Training anew after an erasure costs much, and is asked for.
+TRIGGERS = ("drift", "volume", "age", "person", "erasure", "base")
 MOST_TEST_ROWS = 2_000  # of a part are asked
 TRUSTED = "trusted"
 CORRECTIONS, SMALL_DATA = ("anyone", TRUSTED), ("widen", "wait")
@@ -28,11 +32,18 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     thresholds: dict[str, float] = {}
     max_tokens: int = 64
     max_prompt_tokens: int = 768
-    # when to learn
+    # when to learn: what may ask for a job, and what a job waits for
+    triggers: list[str] = msgspec.field(default_factory=lambda: ["drift", "volume", "age", "person", "base"])
     min_initial_examples: int = 200
     min_new_examples: int = 200
+    max_age_days: float = 90.0
     cooldown_s: float = 0.0
     max_jobs_per_day: int = 24
+    # how long a job may train, its candidate be judged, and either make no progress
+    job_limit_s: float = 21_600.0
+    verdict_limit_s: float = 7_200.0
+    silent_limit_s: float = 900.0
+    # what a job learns from besides
     replay_share: float = 0.3
     max_replay_examples: int = 5000
     # how to judge
@@ -47,7 +58,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     # when to be alarmed
     baseline_answers: int = 100
     tolerated_loss: float = 0.05
-    average_run_length: float = 10_000.0
+    false_alarm_days: float = 365.0  # between two of a model that did not change
     # how the data is split (by a key of the identity secret); never change these while the data lives
     validation_share: float = 0.0
     test_share: float = 0.2
@@ -63,8 +74,6 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     augment: list[str] = []
     # how it is trained: overrides of the trainer's recipe, by field name
     recipe: dict[str, float] = {}
-    # whether a model is trained anew from its base when somebody it learned from is forgotten
-    retrain_after_erasure: bool = False
 
     def __post_init__(self) -> None:
         unknown = {kind for kind in self.metrics.values() if kind not in ("boolean", "float")}
@@ -72,15 +81,8 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"metrics: expected `boolean` or `float`, got {sorted(unknown)}")
         if self.metrics.get(self.quality_metric) != "boolean":
             raise ValueError(f"quality_metric {self.quality_metric!r} must be one of metrics, a boolean")
-        strange = set(self.augment) - set(AUGMENTATIONS)
-        if strange:
-            raise ValueError(f"augment: expected some of {', '.join(AUGMENTATIONS)}, got {sorted(strange)}")
-        if self.max_rows_per_subject < 1:
-            raise ValueError(f"max_rows_per_subject: expected 1 or more, got {self.max_rows_per_subject}")
-        if self.min_holdout_examples > MOST_TEST_ROWS:
-            raise ValueError(
-                f"min_holdout_examples: at most {MOST_TEST_ROWS} rows are ever asked, got {self.min_holdout_examples}"
-            )
+        _chosen("augment", self.augment, AUGMENTATIONS)
+        _chosen("triggers", self.triggers, TRIGGERS)
         for name, known in (("corrections", CORRECTIONS), ("small_data", SMALL_DATA)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -88,10 +90,33 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in self.thresholds:
             if name not in scores:
                 raise ValueError(f"thresholds: {name!r} is not a float metric; those are: {', '.join(scores) or '-'}")
-        for name in ("validation_share", "test_share", "replay_share", "max_retention_loss",
-                     "near_duplicate_similarity"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+        for name, (least, most) in _WITHIN.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                wanted = f"between {least:g} and {most:g}" if most < math.inf else f"{least:g} or more"
+                raise ValueError(f"{name}: expected {wanted}, got {value}")
+        if self.validation_share + self.test_share >= 1:
+            left = self.validation_share + self.test_share
+            raise ValueError(f"validation_share and test_share: {left:g} of all rows judge, and none would teach")
+
+
+# The least and the most of each number: beyond them something ends later, far from the setting.
+_WITHIN: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 1_000_000), "max_prompt_tokens": (1, 10_000_000), "min_initial_examples": (1, math.inf),
+    "min_new_examples": (1, math.inf), "max_age_days": (1, math.inf), "cooldown_s": (0, math.inf),
+    "max_jobs_per_day": (1, math.inf), "job_limit_s": (1, math.inf), "verdict_limit_s": (1, math.inf),
+    "silent_limit_s": (10, math.inf), "replay_share": (0, 1), "max_replay_examples": (0, math.inf),
+    "max_retention_loss": (0.001, 1), "min_holdout_examples": (1, MOST_TEST_ROWS), "confidence": (0.5001, 0.9999),
+    "max_live_loss": (0.001, 1), "baseline_answers": (100, math.inf), "tolerated_loss": (0.001, 0.999),
+    "false_alarm_days": (1, 100_000), "validation_share": (0, 1), "test_share": (0, 1),
+    "max_rows_per_subject": (1, math.inf), "near_duplicate_similarity": (0.01, 1),
+}  # fmt: skip
+
+
+def _chosen(name: str, given: list[str], known: tuple[str, ...]) -> None:
+    strange = sorted(set(given) - set(known))
+    if strange:
+        raise ValueError(f"{name}: expected some of {', '.join(known)}, got {strange}")
 
 
 def must_be_better(reason: str, accept: str) -> bool:

@@ -80,11 +80,15 @@ TOPICS: tuple[Topic, ...] = (
         ("prepare", "erase"), ("monitor", "prepare", "erase"), transactional=True,
     ),
     Topic(
-        "training.triggers", (e.TriggerOpened, e.TriggerClosed), "trigger_id", "key", ("conduct",), ("monitor",),
+        "training.triggers", (e.TriggerOpened, e.TriggerClosed), "trigger_id", "key",
+        ("conduct",), ("conduct", "monitor"), transactional=True,
     ),
-    Topic("training.jobs", (e.JobRequested,), "job_id", "key", ("conduct",), ("work", "monitor")),
     Topic(
-        "training.progress", (e.JobProgressed, e.JobEnded, e.JobDeferred), "job_id or drift_id", "key",
+        "training.jobs", (e.JobRequested,), "job_id", "key",
+        ("conduct",), ("work", "conduct", "monitor"), transactional=True,
+    ),
+    Topic(
+        "training.progress", (e.JobProgressed, e.JobEnded, e.JobDeferred), "job_id or trigger_id", "key",
         ("work", "gate", "conduct"), ("monitor",), retention_days=90, transactional=True,
     ),
     Topic(
@@ -102,7 +106,10 @@ TOPICS: tuple[Topic, ...] = (
     ),
     Topic(
         "models.commands",
-        (e.BaseAddRequested, e.RollbackRequested, e.TrainingRequested, e.ModelConfigure, e.JobControlRequested),
+        (
+            e.BaseAddRequested, e.RollbackRequested, e.TrainingRequested, e.ModelConfigure, e.JobControlRequested,
+            e.TriggerCloseRequested, e.HoldRequested,
+        ),
         "model", "key",
         ("tuneloop",), ("register", "conduct", "monitor"),
     ),

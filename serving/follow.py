@@ -2,8 +2,8 @@
 
 It reads the topic from its beginning, committed records only, without a group: every replica sees all of it,
 and none reports ready before it has seen the end. A new version is loaded beside the old and must reproduce
-its candidate's logits; only then the route points to it. Where that fails the old version stays and
-`AdapterLoaded` says why.
+its candidate's logits; only then the route points to it. Where that fails the old version stays,
+`AdapterLoaded` says why, and it is tried again after growing pauses until what serves is what is wanted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 TOPIC = "models.registry"
+# Between two tries to load the same version: twice as long each time.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 
 class RouteError(RuntimeError):
@@ -43,6 +45,16 @@ class Route:
     engine: Engine
     adapter: str | None
     digest: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A version that could not be loaded, and when it is tried again (`time.monotonic`)."""
+
+    version: int
+    reason: str
+    pause_s: float
+    due_s: float
 
 
 class Follower:
@@ -63,8 +75,10 @@ class Follower:
         self._engines: dict[str, Engine] = {}
         self._routes: dict[tuple[str, str], Route] = {}
         self._champions: dict[str, int] = {}
+        self._failed: dict[str, Failure] = {}
         self._loads = 0
         self._lock = threading.RLock()
+        self._in_the_past = True
         self.caught_up = threading.Event()
 
     # -- reading the registry -------------------------------------------------------------------------
@@ -73,9 +87,11 @@ class Follower:
         """Read the registry for ever. Sets `caught_up` once the end has been seen and its state is served."""
         reader = kafka.consumer(bootstrap, "unused-no-group", **{"enable.partition.eof": True, "fetch.wait.max.ms": 50})
         reader.assign([TopicPartition(TOPIC, 0, 0)])
+        self._in_the_past = True
         try:
             while not stop.is_set():
                 self._read_one(reader)
+                self._try_again()
         finally:
             reader.close()
 
@@ -85,13 +101,18 @@ class Follower:
             return
         error = message.error()
         if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF and not self.caught_up.is_set():
-                for model in self._policies:
-                    self._serve_champion(model)
-                self.caught_up.set()
+            if error.code() == KafkaError._PARTITION_EOF and self._in_the_past:
+                self.at_end()
             return
         for _, event in readable([kafka.record_of(message)]):
             self._take(event)
+
+    def at_end(self) -> None:
+        """All of the past is read: from now on every word counts."""
+        self._in_the_past = False
+        for model in self._policies:
+            self._serve_champion(model)
+        self.caught_up.set()
 
     def _take(self, event: ModelStateChanged | BaseRegistered) -> None:
         if isinstance(event, BaseRegistered):
@@ -100,7 +121,7 @@ class Follower:
         else:
             self.states[event.model] = event
             waiting = [event.model] if event.model in self._policies else []
-        if self.caught_up.is_set():  # before that, only the last word of each model counts
+        if not self._in_the_past:  # there, only the last word of each model counts
             for model in waiting:
                 self._serve_champion(model)
 
@@ -108,17 +129,30 @@ class Follower:
         state = self.states.get(model)
         wanted = state.champion if state else 0
         if self._champions.get(model) == wanted:
+            self._failed.pop(model, None)
             return
         began = time.monotonic()
         try:
             route = self.route(model, wanted)
         except RouteError as error:
-            log.error("%s@%d not served: %s", model, wanted, error)
-            self._report(model, wanted, "", str(error), began)
+            before = self._failed.get(model)
+            if before is None or (before.version, before.reason) != (wanted, str(error)):
+                log.error("%s@%d not served: %s", model, wanted, error)
+                self._report(model, wanted, "", str(error), began)
+            same = before is not None and before.version == wanted
+            pause_s = min(2 * before.pause_s, LONGEST_PAUSE_S) if before and same else FIRST_PAUSE_S
+            self._failed[model] = Failure(wanted, str(error), pause_s, time.monotonic() + pause_s)
             return
+        self._failed.pop(model, None)
         self._champions[model] = wanted
         self._report(model, wanted, route.digest, "", began)
         self._retire(model, state)
+
+    def _try_again(self) -> None:
+        """Load what could not be loaded, when its pause is over."""
+        for model, failure in list(self._failed.items()):
+            if time.monotonic() >= failure.due_s:
+                self._serve_champion(model)
 
     def _report(self, model: str, version: int, digest: str, reason: str, began: float) -> None:
         self._say(

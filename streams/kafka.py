@@ -97,9 +97,16 @@ def decode(record: Record) -> tuple[codec.Envelope, Any]:
 
 def out(event: msgspec.Struct, *, source: str, partition: int | None = None, **attributes: Any) -> Out:
     """An event as a record for its topic: key by `schemas.codec.key_of`, CloudEvents headers."""
+    return enveloped(event, source=source, partition=partition, **attributes)[1]
+
+
+def enveloped(
+    event: msgspec.Struct, *, source: str, partition: int | None = None, **attributes: Any
+) -> tuple[codec.Envelope, Out]:
+    """`out`, with the envelope that a reader will see."""
     encoded = codec.encode(event, source=source, **attributes)
     key = codec.key_of(event, encoded.envelope).encode()
-    return Out(codec.topic_of(event), key, encoded.value, encoded.headers, partition)
+    return encoded.envelope, Out(codec.topic_of(event), key, encoded.value, encoded.headers, partition)
 
 
 def enqueue(client: Producer, record: Out, on_delivery: Any = None) -> None:

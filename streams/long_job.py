@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import multiprocessing
 import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,11 +45,23 @@ class ChildLostError(RuntimeError):
     """The child process died without an answer."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long one request may take in all, and without any word of the child's own (seconds)."""
+
+    total_s: float = math.inf
+    silent_s: float = math.inf
+
+
 class Job(Protocol):
     """What a long-job loop runs; everything here happens in the parent."""
 
-    def accept(self, envelope: Envelope, event: Any) -> Any | None:
-        """The request for the child (plain values), or None where the work was done before."""
+    def accept(self, envelope: Envelope, event: Any) -> Any | list[Out] | None:
+        """The request for the child (plain values); or the records that are said instead; None where the work was done
+        before."""
+
+    def limits(self) -> Limits:
+        """Of the request that was accepted last."""
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         """The progress records for one message of the child (None = a heartbeat)."""
@@ -110,6 +124,13 @@ class WarmChild:
             self._start()
             raise ChildLostError(f"the working process ended with exit code {code}") from error
         return None
+
+    def restart(self) -> None:
+        """End the child, whatever it does, and start another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(10)
+        self._start()
 
     def close(self) -> None:
         if self._process is None:
@@ -264,7 +285,9 @@ def _answer(
         return [dead_letter(group, record, str(error))]
     budget.count(refused=False)
     request = job.accept(envelope, event)
-    return [] if request is None else _work_on(client, reporter, job, child, request, stop, attempts)
+    if request is None or isinstance(request, list):
+        return request or []
+    return _work_on(client, reporter, job, child, request, stop, attempts)
 
 
 def _work_on(
@@ -290,17 +313,30 @@ def _work_on(
         client.resume(client.assignment())
 
 
+def _late(limits: Limits, total_s: float, silent_s: float) -> str:
+    """Which limit is over, in words; "" for none."""
+    if total_s > limits.total_s:
+        return f"did not end within {limits.total_s:.0f} s"
+    return f"made no progress for {silent_s:.0f} s" if silent_s > limits.silent_s else ""
+
+
 def _ask(
     client: Consumer, reporter: Producer, job: Job, child: WarmChild, request: Any,
     stop: threading.Event, began: float,
 ) -> Any | None:
     child.ask(request)
     failpoints.hit("job.asked")
-    spoke = time.monotonic()
+    limits, heard = job.limits(), time.monotonic()
+    spoke = heard
     while not stop.is_set():
         metrics.heartbeat()
         message = child.receive()
         now = time.monotonic()
+        heard = now if message is not None else heard
+        if message is None and (late := _late(limits, now - began, now - heard)):
+            log.error("the working process %s: it is ended", late)
+            child.restart()
+            return RuntimeError(f"the working process {late}, and was ended")
         if message is None and now - spoke < HEARTBEAT_S:
             # Paused: delivers nothing but errors, and keeps us in the group.
             said = client.poll(0.05)

@@ -22,13 +22,12 @@ from schemas.events import (
     BaseRegistered,
     DecisionMade,
     ErasureCompleted,
+    HoldRequested,
     ModelStateChanged,
     PerformanceMeasured,
     RollbackRequested,
-    TrainingRequested,
     VerdictReached,
 )
-from schemas.identity import content_hash
 from schemas.policy import ModelPolicy
 from streams import kafka, registry
 from streams.artifact_paths import ArtifactError, check_content_path
@@ -115,6 +114,9 @@ class RegisterStep:
             outcome = registry.on_verdict(state, event, envelope.correlation_id, erasures, judges)
         elif isinstance(event, RollbackRequested):
             outcome = registry.on_rollback(state, event)
+        elif isinstance(event, HoldRequested):
+            base = self._policies.get(event.model, ModelPolicy()).base
+            outcome = registry.on_hold(state, event, base) if event.model in self._policies else outcome
         elif isinstance(event, PerformanceMeasured):
             policy = self._policies.get(event.model, ModelPolicy())
             outcome = registry.on_performance(state, event, policy.max_live_loss)
@@ -122,36 +124,22 @@ class RegisterStep:
             self._models[outcome.state.model] = outcome.state
         if outcome.decision is not None:
             self._doomed.update(outcome.decision.deletes)
-        outs = [_said(fact, envelope) for fact in (outcome.state, outcome.decision) if fact is not None]
-        return outs + self._retrained(envelope, state, outcome.state)
+        return [_said(fact, envelope) for fact in (outcome.state, outcome.decision) if fact is not None]
 
     def _mark(self, envelope: Envelope, event: ErasureCompleted) -> list[Out]:
         """Every model that learned from what was erased says so in its state; a candidate, once it has a number."""
         self._note(event)
         outs = []
         for name in sorted({one.model for one in event.adapters} & self._models.keys()):
-            before, after = self._models[name], registry.on_erasure(self._models[name], event).state
+            after = registry.on_erasure(self._models[name], event).state
             if after is not None:
                 self._models[name] = after
-                outs += [_said(after, envelope), *self._retrained(envelope, before, after)]
+                outs.append(_said(after, envelope))
         return outs
 
     def _note(self, receipt: ErasureCompleted) -> None:
         for one in receipt.adapters:
             self._erased.setdefault(one.digest, set()).add(receipt.erasure_id)
-
-    def _retrained(
-        self, cause: Envelope, before: ModelStateChanged | None, after: ModelStateChanged | None
-    ) -> list[Out]:
-        """Asks for a model anew from its base, where its policy says so, once per erasure that marked a version."""
-        fresh = registry.marks(after) - registry.marks(before)
-        if after is None or not fresh or not self._policies.get(after.model, ModelPolicy()).retrain_after_erasure:
-            return []
-        reason = ", ".join(sorted(fresh))
-        asked = TrainingRequested(model=after.model, reason=reason, from_base=True)
-        identity = "training-" + content_hash(after.model, after.epoch, reason)
-        return [kafka.out(asked, source=GROUP, subject=after.model, correlation_id=cause.id, causation_id=cause.id,
-                          event_id=identity)]  # fmt: skip
 
     def _add_base(self, envelope: Envelope, event: BaseAddRequested) -> list[Out]:
         """A name stands for the same weights for ever: adapters were trained on them, and versions name it."""

@@ -14,6 +14,7 @@ import msgspec
 from schemas.events import (
     DecisionMade,
     ErasureCompleted,
+    HoldRequested,
     ModelStateChanged,
     PerformanceMeasured,
     RollbackRequested,
@@ -69,6 +70,8 @@ def on_verdict(
         return Outcome(None, None)
     if verdict.void:
         return Outcome(None, _decision("void", verdict.reason, verdict, state))
+    if verdict.failed:  # it says nothing of the candidate
+        return Outcome(None, _decision("failed", verdict.reason, verdict, state))
     if known:  # the conductor waits for a decision on every job
         reason = f"the same adapter is version {known.version} already"
         return Outcome(None, _decision("refused", reason, verdict, state))
@@ -77,7 +80,9 @@ def on_verdict(
         return Outcome(None, _decision("refused", verdict.reason, verdict, state))
     if verdict.champion_version != champion:
         reason = f"judged against version {verdict.champion_version}, but version {champion} serves now"
-        return Outcome(None, _decision("refused", reason, verdict, state))
+        return Outcome(None, _decision("superseded", reason, verdict, state))
+    if state is not None and state.held:
+        return Outcome(None, _decision("deferred", f"it passed, but the model is held: {state.held}", verdict, state))
     version = 1 + max((entry.version for entry in state.versions), default=0) if state else 1
     entry = Version(
         version=version, digest=verdict.digest, path=verdict.path, base=verdict.base,
@@ -90,7 +95,7 @@ def on_verdict(
     after = ModelStateChanged(
         model=verdict.model, base=verdict.base, epoch=(state.epoch if state else 0) + 1, champion=version,
         previous=champion, shares={str(version): 1.0}, versions=versions[-KEPT_VERSIONS:],
-        change="promoted", reason=verdict.reason,
+        change="promoted", reason=verdict.reason, held=state.held if state else "",
     )
     line = _decision("promoted", verdict.reason, verdict, after, version)
     kept = {one.digest for one in after.versions}
@@ -110,7 +115,7 @@ def _decision(
         model=verdict.model, decision=decision, reason=reason, version=version,
         previous=verdict.champion_version, digest=verdict.digest, job_id=verdict.job_id,
         drift_id=verdict.drift_id, epoch=state.epoch if state else 0,
-        deletes=[] if has_it or verdict.failed else [adapter_path(verdict.digest)],
+        deletes=[] if has_it else [adapter_path(verdict.digest)],
     )
 
 
@@ -128,18 +133,28 @@ def on_rollback(state: ModelStateChanged | None, command: RollbackRequested) -> 
     target = state.previous if command.to_version < 0 else command.to_version
     if target == state.champion:
         return _refuse(command, state.epoch, f"version {target} serves already")
-    if target and find(state, target) is None:
+    entry = find(state, target)
+    if target and entry is None:
         return _refuse(command, state.epoch, f"there is no version {target}")
-    return _serve_again(state, target, command.reason or "asked for", "rolled-back")
+    if entry is not None and entry.erasures and command.to_version < 0:
+        named = f"{state.model}@{target}"
+        reason = f"version {target} learned from what was erased since; name it ({named}) to serve it all the same"
+        return _refuse(command, state.epoch, reason)
+    return _serve_again(state, target, command.reason or "asked for", "rolled-back", command.actor)
 
 
 def _refuse(command: RollbackRequested, epoch: int, reason: str) -> Outcome:
     return Outcome(
-        None, DecisionMade(model=command.model, decision="command-refused", reason=reason, epoch=epoch)
+        None,
+        DecisionMade(
+            model=command.model, decision="command-refused", reason=reason, epoch=epoch, actor=command.actor
+        ),
     )
 
 
-def _serve_again(state: ModelStateChanged, target: int, reason: str, decision: str) -> Outcome:
+def _serve_again(
+    state: ModelStateChanged, target: int, reason: str, decision: str, actor: str = ""
+) -> Outcome:  # fmt: skip
     status = {state.champion: "rolled-back", target: "serving"}
     versions = [
         msgspec.structs.replace(entry, status=status.get(entry.version, entry.status)) for entry in state.versions
@@ -150,9 +165,25 @@ def _serve_again(state: ModelStateChanged, target: int, reason: str, decision: s
     )
     line = DecisionMade(
         model=state.model, decision=decision, reason=reason, version=target, previous=state.champion,
-        epoch=after.epoch,
+        epoch=after.epoch, actor=actor,
     )
     return Outcome(after, line)
+
+
+def on_hold(state: ModelStateChanged | None, command: HoldRequested, base: str) -> Outcome:
+    """Hold a model, or let it go on; what is so already changes nothing. One of which nothing is known gets a state."""
+    before = state or ModelStateChanged(
+        model=command.model, base=base, epoch=0, champion=0, previous=0, versions=[], change="held", reason="",
+    )
+    held = (command.reason or "asked for") if command.hold else ""
+    if held == before.held:
+        return Outcome(None, None)
+    change = "held" if held else "resumed"
+    line = DecisionMade(
+        model=command.model, decision=change, reason=command.reason, version=before.champion, epoch=before.epoch,
+        actor=command.actor,
+    )
+    return Outcome(msgspec.structs.replace(before, held=held), line)
 
 
 def on_erasure(state: ModelStateChanged, erasure: ErasureCompleted) -> Outcome:
@@ -169,9 +200,10 @@ def on_erasure(state: ModelStateChanged, erasure: ErasureCompleted) -> Outcome:
     return Outcome(msgspec.structs.replace(state, versions=versions), None)
 
 
-def marks(state: ModelStateChanged | None) -> set[str]:
-    """The erasures that removed rows which any version had learned from."""
-    return {erasure for entry in (state.versions if state else []) for erasure in entry.erasures}
+def _unmarked(state: ModelStateChanged, previous: Version) -> Version | None:
+    """The previous version, or the newest before it, that learned from nothing that was erased since; None without."""
+    before = [one for one in state.versions if one.version <= previous.version and not one.erasures]
+    return max(before, key=lambda one: one.version, default=None)
 
 
 def on_performance(
@@ -188,7 +220,7 @@ def on_performance(
         return Outcome(None, None)
     previous = find(state, state.previous)
     if (
-        measured.version == state.champion and state.change == "promoted" and previous is not None
+        measured.version == state.champion and state.change == "promoted" and previous is not None and not state.held
         and previous.quality_low is not None and measured.recent_n >= FEWEST_ANSWERS
         and measured.recent_people >= FEWEST_PEOPLE
         and measured.recent_high is not None and measured.recent_high < previous.quality_low - max_live_loss
@@ -197,7 +229,9 @@ def on_performance(
             f"live quality {measured.recent_quality:.3f} (at most {measured.recent_high:.3f}, n={measured.recent_n} of "
             f"{measured.recent_people} people) against {previous.quality:.3f} of version {previous.version} before it"
         )
-        return _serve_again(state, previous.version, reason, "rolled-back")
+        target = _unmarked(state, previous)
+        if target is not None:
+            return _serve_again(state, target.version, reason, "rolled-back")
     if measured.version != state.champion:  # a retired version keeps what it had when it left
         return Outcome(None, None)
     noted = msgspec.structs.replace(

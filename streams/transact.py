@@ -50,8 +50,13 @@ def run(
     batch_records: int = 5_000,
     linger_s: float = 0.0,
     after_commit: Callable[[], None] = lambda: None,
+    tick: Callable[[], list[Out]] | None = None,
+    tick_s: float = 1.0,
 ) -> None:
     """Run `step` over `topics` until `stop`; `after_commit` is for what only committed records may lead to.
+
+    `tick` is asked every `tick_s` while there is nothing to read and the partitions are this process's, for records
+    that follow from something else than a record; its state is rebuilt after an abort as the step's is.
 
     Raises `transaction.FencedError`, `transaction.RefusedError`, `KafkaException` (fatal errors only) and
     `LostMembershipError`.
@@ -73,14 +78,18 @@ def run(
     watched, member = metrics.Watched(client), Membership(client, bootstrap, group, transactional_id)
     idle_at: set[tuple[str, int, int]] = set()
     failures = 0  # in a row
+    due_s = time.monotonic()
     try:
         while not stop.is_set():
             gather(client, batch, batch_records, linger_s, stop)
             watched.came_round()
             member.check()
-            if not batch:
+            if not batch and (tick is None or time.monotonic() < due_s or not client.assignment()):
                 idle_at = kafka.commit_idle(client, idle_at)
-            elif (left := _commit(client, writer, step, batch, failures)) is not None:
+                continue
+            if not batch:
+                due_s = time.monotonic() + tick_s
+            if (left := _commit(client, writer, step, batch, failures, tick)) is not None:
                 failures = 0
                 after_commit()
                 batch[:] = left
@@ -114,18 +123,22 @@ def gather(client: Consumer, batch: list[Record], batch_records: int, linger_s: 
 
 
 def _commit(
-    client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int
-) -> list[Record] | None:
-    """One batch in one transaction. What of it is left for the next; None = to be done again after starting over."""
+    client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int,
+    tick: Callable[[], list[Out]] | None,
+) -> list[Record] | None:  # fmt: skip
+    """One batch in one transaction, or what `tick` says without one. What of it is left for the next; None = to be done
+    again after starting over."""
     began, given = time.monotonic(), list(batch)
     failpoints.hit("transact.gathered")
     try:
-        outs = step.handle(batch)
+        outs = tick() if tick is not None and not batch else step.handle(batch)
     except KafkaException as error:  # what it reads besides its batch comes from the same broker
         if error.args[0].fatal():
             raise
         log.warning("batch to be done again: %s", error.args[0].str())
         return None
+    if not given and not outs:
+        return []
     failpoints.hit("transact.handled")
     done = set(map(id, batch))
     left = [record for record in given if id(record) not in done] if len(batch) < len(given) else []

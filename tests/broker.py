@@ -86,10 +86,17 @@ def members(bootstrap: str, group: str) -> int:
     return len(admin.describe_consumer_groups([group])[group].result(15).members)
 
 
+_producers: dict[str, Producer] = {}
+
+
 def publish(bootstrap: str, records: Iterable[Out], **settings: Any) -> None:
     """Produce with a client of our own, or, with `settings`, as somebody else's client would."""
-    client = Producer({**kafka.client_settings(bootstrap), "linger.ms": 0, **settings}) if settings else None
-    client = client or kafka.producer(bootstrap, linger_ms=0)
+    if settings:
+        client = Producer({**kafka.client_settings(bootstrap), "linger.ms": 0, **settings})
+    else:  # kept: an idempotent producer's first record waits half a second for its number
+        if bootstrap not in _producers:
+            _producers[bootstrap] = kafka.producer(bootstrap, linger_ms=0, log_level=0)  # its broker may have gone
+        client = _producers[bootstrap]
     for record in records:
         kafka.produce(client, record)
     assert client.flush(20) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import time
 from typing import Any
 
@@ -13,6 +15,14 @@ from streams import kafka
 from streams.clickhouse import rows
 
 SOURCE = "tuneloop"
+
+
+def actor() -> str:
+    """Who gives a command: the user of this machine who runs it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def publish(bootstrap: str, event: msgspec.Struct, timeout_s: float = 10.0) -> str:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.commands import publish
+from deploy.cli.commands import actor, publish
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
-from schemas.events import TrainingRequested
+from deploy.waiting import open_triggers
+from schemas.events import TrainingRequested, TriggerCloseRequested
 from schemas.policy import NO_WORSE
 from streams.clickhouse import rows
 
@@ -17,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
 _JOBS = """
 SELECT j.ts AS requested_at, j.model AS model, j.reason AS reason, j.job_id AS job,
-    multiIf(d.decision != '', d.decision, e.outcome IN ('failed', 'void'), e.outcome,
+    multiIf(d.decision != '', d.decision, e.outcome NOT IN ('', 'succeeded'), e.outcome,
             e.outcome = 'succeeded', 'being judged', p.phase != '', p.phase, 'queued') AS state,
     p.step AS step, p.steps AS steps, p.loss AS loss, p.time_left_s AS time_left_s,
     multiIf(d.reason != '', d.reason, e.reason) AS why, dateDiff('second', p.said_at, now64(3)) AS heartbeat_age_s
@@ -32,17 +33,29 @@ ORDER BY j.ts
 
 @app.command("ls")
 def ls(format: Format = Format.table) -> None:
-    """Every job with its state, heartbeat, time left and outcome; then the drifts that still wait."""
+    """Every job with its state, heartbeat, time left and outcome; then what asks for a job, and what that waits for."""
     client = context.clickhouse()
     show(rows(client, _JOBS), format, "no job yet: the first runs when a model has enough examples")
-    waiting = rows(
-        client,
-        "SELECT model, drift_id, waits_for, ts AS said_at FROM tuneloop.job_deferred FINAL "
-        "WHERE drift_id NOT IN (SELECT causation_id FROM tuneloop.job_requested) "
-        "ORDER BY ts DESC LIMIT 1 BY model, drift_id",
-    )
-    if waiting and format is Format.table:
-        show(waiting, format)
+    if format is Format.table:
+        show(open_triggers(client), format, "nothing asks for a job")
+
+
+@app.command("triggers")
+def triggers(format: Format = Format.table) -> None:
+    """What asks for a job now, and what its job waits for or how it does."""
+    show(open_triggers(context.clickhouse()), format, "nothing asks for a job")
+
+
+@app.command("close")
+def close(trigger: str, because: Annotated[str, typer.Option(help="the reason, for the history")]) -> None:
+    """Close a trigger: it asks no more. One of the same kind may open again when another version serves."""
+    found = [row for row in open_triggers(context.clickhouse()) if row["trigger"] == trigger]
+    if not found:
+        raise CommandError(f"no trigger {trigger!r} is open; `tuneloop jobs triggers` lists those that are")
+    publish(context.bootstrap, TriggerCloseRequested(
+        model=found[0]["model"], trigger_id=trigger, reason=because, actor=actor(),
+    ))  # fmt: skip
+    err.print(f"{trigger} ({found[0]['kind']} of {found[0]['model']}) is closed")
 
 
 @app.command("request")
@@ -56,6 +69,6 @@ def request(
     if model not in context.settings.models:
         raise CommandError(f"no model {model!r} is configured; known: {', '.join(context.settings.models)}")
     identity = publish(context.bootstrap, TrainingRequested(
-        model=model, reason=reason, from_base=from_base, accept=NO_WORSE if no_worse else "",
+        model=model, reason=reason, from_base=from_base, accept=NO_WORSE if no_worse else "", actor=actor(),
     ))  # fmt: skip
     err.print(f"asked for ({identity}); follow it with `tuneloop jobs ls` or `tuneloop why {identity}`")

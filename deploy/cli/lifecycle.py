@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy import live_quality, local_run
+from deploy import live_quality, local_run, waiting
 from deploy.addresses import metrics_urls
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
@@ -56,7 +56,7 @@ def down() -> None:
 
 
 def status(format: Format = Format.table) -> None:
-    """What runs, where, since when, how fast, what it dropped or refused, how far it lags; whose quality is unknown.
+    """What runs, where, since when, how fast, what it dropped or refused, how far it lags; what each model waits for.
 
     `records_per_s` is over the last ten seconds (`serve`: requests); `dropped` and `dead` since the process started.
     """
@@ -74,7 +74,11 @@ def status(format: Format = Format.table) -> None:
         if row["reason"]:
             err.print(f"{row['process']} ended: {row['reason']}")
     if any(state.name == "monitor" and state.status == "ready" for state in states):
-        for line in live_quality.unknown(lambda: context.clickhouse(writes=False), settings.models):
+        lines = live_quality.in_time(
+            lambda: context.clickhouse(writes=False), lambda client: waiting.told(client, settings.models),
+            lambda client: live_quality.unknown(client, settings.models),
+        )  # fmt: skip
+        for line in lines:
             err.print(line)
     if any(state.status not in ("ready",) for state in states):
         raise SystemExit(3)

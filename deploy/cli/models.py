@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from deploy import live_quality, version_lineage
-from deploy.cli.commands import decision_on, publish
+from deploy.cli.commands import actor, decision_on, publish
 from deploy.cli.context import context
 from deploy.cli.output import CommandError, Format, err, show
-from schemas.events import ModelStateChanged, RollbackRequested, Version
+from schemas.events import HoldRequested, ModelStateChanged, RollbackRequested, Version
 from streams.clickhouse import rows
 from streams.monitor.known import quality_of
 from streams.register import read_registry
@@ -35,8 +35,12 @@ def ls(format: Format = Format.table) -> None:
         table.append(_row(name, 0, champion, policy.base, None))
         table += [_row(name, v.version, champion, v.base, v) for v in (state.versions if state else [])]
     show(table, format)
-    for line in live_quality.unknown(lambda: context.clickhouse(writes=False), context.settings.models):
+    tell_unknown = lambda client: live_quality.unknown(client, context.settings.models)  # noqa: E731
+    for line in live_quality.in_time(lambda: context.clickhouse(writes=False), tell_unknown):
         err.print(line)
+    for name, state in states.items():
+        if state.held:
+            err.print(f"{name} is held ({state.held}); `tuneloop models resume {name}` lets it go on")
 
 
 def _row(model: str, version: int, champion: int, base: str, entry: Version | None) -> dict[str, Any]:
@@ -111,11 +115,36 @@ def rollback(
     state = _states().get(model)
     if state is None:
         raise CommandError(f"{model!r} has no version yet: there is nothing to roll back")
-    command = RollbackRequested(model=model, to_version=int(number or -1), epoch=state.epoch, reason=reason)
+    command = RollbackRequested(
+        model=model, to_version=int(number or -1), epoch=state.epoch, reason=reason, actor=actor()
+    )
     decision = decision_on(context.clickhouse(), publish(context.bootstrap, command))
     if decision["decision"] != "rolled-back":
         raise CommandError(f"refused: {decision['reason']}")
     err.print(f"{model}@{decision['version']} serves again, in place of {model}@{decision['previous']}")
+
+
+@app.command("hold")
+def hold(model: str, because: Annotated[str, typer.Option(help="the reason, for the history")]) -> None:
+    """From now on no job, promotion or rollback of this model by itself, until it is let go on."""
+    _hold(HoldRequested(model=model, hold=True, reason=because, actor=actor()))
+
+
+@app.command("resume")
+def resume(model: str, because: Annotated[str, typer.Option(help="the reason, for the history")] = "") -> None:
+    """Let a held model go on."""
+    _hold(HoldRequested(model=model, hold=False, reason=because, actor=actor()))
+
+
+def _hold(command: HoldRequested) -> None:
+    if command.model not in context.settings.models:
+        raise CommandError(f"no model {command.model!r} is configured; known: {', '.join(context.settings.models)}")
+    state = _states().get(command.model)
+    if bool(state and state.held) == command.hold:
+        raise CommandError(f"{command.model} {'is held already' if command.hold else 'is not held'}")
+    decision = decision_on(context.clickhouse(), publish(context.bootstrap, command))
+    goes = "no job, promotion or rollback by itself" if command.hold else "it goes on"
+    err.print(f"{command.model} is {decision['decision']}: {goes}")
 
 
 @app.command("history")
@@ -123,7 +152,7 @@ def history(name: str, format: Format = Format.table) -> None:
     """Every decision the registry took on a model."""
     found = rows(
         context.clickhouse(),
-        "SELECT ts, decision, version, previous, reason, job_id FROM tuneloop.decision_made FINAL "
+        "SELECT ts, decision, version, previous, reason, job_id, actor FROM tuneloop.decision_made FINAL "
         "WHERE model = {model:String} ORDER BY ts",
         model=name,
     )

@@ -30,6 +30,7 @@ class Stage:
     began: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     shift_ms: int = 0
+    asked: int = 0  # of the plan's drifted questions
 
     def say(self, text: str, style: str = "") -> None:
         at = time.monotonic() - self.began

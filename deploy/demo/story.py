@@ -93,25 +93,24 @@ def first_model(stage: Stage, where: Addresses, client: Client) -> None:
         submit(producer, record, failed)
     producer.flush(30)
     stage.say(f"{len(stage.plan.curated)} curated examples of the old intents submitted; the first job is due")
-    _follow_job(stage, client, version=1)
+    if not _follow_job(stage, client, version=1):
+        raise DemoError("the first candidate was refused; see `tuneloop jobs ls`")
     stage.seconds["first_model"] = time.monotonic() - began
     stage.say(f"version 1 serves ({stage.seconds['first_model']:.0f} s from the first example)", "green")
 
 
-def _follow_job(stage: Stage, client: Client, version: int) -> None:
-    """Show a job's progress until `version` answers. Raises `DemoError` where a candidate is refused."""
+def _follow_job(stage: Stage, client: Client, version: int) -> bool:
+    """Show a job's progress until `version` answers; False where its candidate is refused. Raises `DemoError`."""
     with stage.bar() as bars:
         task = bars.add_task("waiting for the job", total=None, note="")
         deadline = time.monotonic() + JOB_S
-        refused = _decisions(client, "refused")
+        refused = len(_decisions(client, "refused"))
         while time.monotonic() < deadline:
             if _loaded(client, version):
-                return
-            if len(again := _decisions(client, "refused")) > len(refused):
-                refused = again
+                return True
+            if len(again := _decisions(client, "refused")) > refused:
                 stage.say(f"a candidate was refused: {again[-1]['reason']}", "yellow")
-                if version == 1:
-                    raise DemoError("the first candidate was refused; see `tuneloop jobs ls`")
+                return False
             _show_progress(client, bars, task)
             time.sleep(LOOK_S)
     raise DemoError(f"version {version} did not serve within {JOB_S} s; see {stage.settings.data}/logs")
@@ -194,7 +193,7 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
             stage.say(f"drift detected: {fell}", "red")
         return "requested" in found
 
-    _ask(stage, desk, stage.plan.drifted, "mixed questions", enough)
+    stage.asked = _ask(stage, desk, stage.plan.drifted, "mixed questions", enough)
     _until(stage, lambda: bool(figures.moments(client, MODEL, "drift")), "the drift to be detected")
     try:
         _until(stage, enough, "the job to be asked for", 20)
@@ -202,6 +201,27 @@ def shift(stage: Stage, client: Client, desk: Desk) -> None:
         waits = rows(client, "SELECT waits_for FROM tuneloop.job_deferred ORDER BY ts DESC LIMIT 1")
         raise DemoError(f"{error} (the drift waits for {waits})") from error
     stage.say("enough new examples: a job was asked for; a candidate is trained while the desk goes on serving")
+
+
+def _go_on(stage: Stage, client: Client, desk: Desk) -> None:
+    """A refused drift stays open: the desk goes on until there is enough for another job."""
+    left = stage.plan.drifted[stage.asked :]
+    if not left:
+        raise DemoError("every candidate was refused, and there are no more questions; see `tuneloop jobs ls`")
+    stage.say("the drift stays open; the desk goes on, and the next job waits for half again as many new examples")
+    jobs, seen = _jobs(client), {"waits": set[str]()}
+
+    def enough() -> bool:
+        _say_what_it_waits_for(stage, client, seen)
+        return _jobs(client) > jobs
+
+    stage.asked += _ask(stage, desk, left, "mixed questions", enough)
+    _until(stage, enough, "the next job to be asked for", 20)
+
+
+def _jobs(client: Client) -> int:
+    query = "SELECT count() AS n FROM tuneloop.job_requested FINAL WHERE model = {m:String}"
+    return int(rows(client, query, m=MODEL)[0]["n"])
 
 
 def _say_what_it_waits_for(stage: Stage, client: Client, seen: dict[str, Any]) -> None:
@@ -214,7 +234,8 @@ def _say_what_it_waits_for(stage: Stage, client: Client, seen: dict[str, Any]) -
 
 
 def recover(stage: Stage, client: Client, desk: Desk) -> None:
-    _follow_job(stage, client, version=2)
+    while not _follow_job(stage, client, version=2):
+        _go_on(stage, client, desk)
     verdict = rows(client, "SELECT reason FROM tuneloop.verdict_reached WHERE passed ORDER BY ts DESC LIMIT 1")
     stage.say(f"the gate: {verdict[0]['reason'] if verdict else '-'}")
     _until(stage, lambda: desk.latest_version >= 2, "an answer of version 2", 30)

@@ -15,6 +15,7 @@ from schemas.codec import Envelope
 from schemas.events import ErasureCompleted, ErasureRequested, ShardWritten, TaughtBy
 from streams import kafka
 from streams.kafka import Out
+from streams.long_job import Limits
 from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class EraseJob:
         """Whether the last receipt is of this request or of what it was before it lost its subject."""
         last = _last_receipt(self._bootstrap, erasure_id)
         return last is not None and last[0].causation_id in (request.id, request.causation_id)
+
+    def limits(self) -> Limits:
+        return Limits()  # what is begun must end, and a large store takes its time
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         return []

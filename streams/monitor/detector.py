@@ -12,8 +12,9 @@ Shiryaev-Roberts form. For a bet λ and tolerated quality m0 = b - delta,
 and the evidence is the mean of M over a grid of bets. While quality is at least m0, the expected evidence
 grows by at most 1 an answer, so alarming at `average_run_length` takes at least that many answers on
 average. (The mean is over whole detectors: the factor is linear in λ, so a mean of factors would be one
-bet.) b is the lower confidence bound of the version's first answers, not their mean: an estimated baseline
-taken as exact breaks the promise.
+bet.) Given when answers came, the mean is promised in days instead: as many answers as come in so many days, at
+the rate that was seen so far. b is the lower confidence bound of the version's first answers, not their mean: an
+estimated baseline taken as exact breaks the promise.
 
 People are counted, not answers alone. Two rules, and both keep the promise, for neither looks at the answer
 that it decides about:
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from streams.monitor.intervals import lower_bound
 
 SMALLEST_BASELINE = 100
+DAY_MS = 86_400_000
 SHORTEST_RUN = 100  # far above the few units of evidence that right answers alone can gather
 # A bet f is λ = f / (1 - m0), the best bet against quality having fallen to (1 - f) · m0; f < 1 keeps M positive.
 BETS = (0.05, 0.1, 0.2, 0.4, 0.7)
@@ -44,12 +46,16 @@ SHORTEST_ROUND, LONGEST_ROUND, LATELY = 5, 20, 100
 
 @dataclass(frozen=True, slots=True)
 class DetectorSettings:
-    """`delta` is the loss tolerated below the baseline; `average_run_length` the mean answers per false alarm."""
+    """`delta` is the loss tolerated below the baseline; `average_run_length` the mean answers per false alarm.
+
+    With `false_alarm_days` above 0 these are as many as come in so many days.
+    """
 
     baseline_n: int = 100
     delta: float = 0.05
     average_run_length: float = 10_000
     baseline_confidence: float = 0.95
+    false_alarm_days: float = 0.0
 
     def __post_init__(self) -> None:
         if self.baseline_n < SMALLEST_BASELINE:
@@ -68,8 +74,9 @@ class Alarm:
 
     `index` is the 0-based position of the answer that raised it, `changed_at` that of the first answer after
     the likeliest moment of change; `quality` is the share right over the `n_since_change` answers that counted between
-    them, both included, of `people` people. Chosen for being bad, those answers read a little worse than the quality
-    now is. `n_observed` answers counted after the baseline.
+    them, both included, of `people` people; `average_run_length` was asked of the evidence.
+    Chosen for being bad, those answers read a little worse than the quality now is. `n_observed` answers counted after
+    the baseline.
     """
 
     index: int
@@ -81,6 +88,7 @@ class Alarm:
     threshold: float
     evidence: float
     quality: float
+    average_run_length: float = 0.0
 
 
 class Detector:
@@ -98,21 +106,30 @@ class Detector:
         self.threshold: float | None = None
         self.alarm: Alarm | None = None
         self._right = 0
+        self._first_ms = 0
+        self._least = settings.average_run_length
         self._factors: dict[bool, tuple[float, ...]] = {}
         self._evidence_by_bet = [0.0] * len(BETS)
         self._turns, self._change, self._added = _Turns(), _ChangePoint(), _Added()
 
-    def update(self, correct: bool, person: str = "") -> Alarm | None:
+    def update(self, correct: bool, person: str = "", at_ms: int = 0, watched: bool = True) -> Alarm | None:
         """Take the next answer; return the alarm at the answer that raises it, None at every other.
 
-        An answer of nobody known counts as a person's of its own.
+        An answer of nobody known counts as a person's of its own. `at_ms` is when it came (Unix ms), in order. One that
+        is not `watched` may count for the baseline alone: it came before the alarm was armed again.
         """
         index = self.n
         self.n += 1
         who: Hashable = person or index
+        self._first_ms = self._first_ms or at_ms
+        if not watched and self.threshold is not None:
+            return None
         if self.alarm is not None or self._is_suspect(who) or not self._turns.take(who, index):
             return None
         self.counted += 1
+        if self.settings.false_alarm_days and at_ms:
+            days = max(1.0, (at_ms - self._first_ms) / DAY_MS)
+            self._least = max(SHORTEST_RUN, self.settings.false_alarm_days * self.counted / days)
         self._right += bool(correct)
         if self.threshold is None:
             self._learn_baseline()
@@ -122,7 +139,7 @@ class Detector:
 
     def _is_suspect(self, who: Hashable) -> bool:
         """Whether the evidence would do, but for what this one person added: more of it would change nothing."""
-        return self.evidence >= self.settings.average_run_length and who == self._added.most
+        return self.evidence >= self._least and who == self._added.most
 
     def _observe(self, correct: bool, who: Hashable, index: int) -> None:
         assert self.threshold is not None
@@ -131,8 +148,7 @@ class Detector:
         self._evidence_by_bet = [(m + 1.0) * f for m, f in zip(before, factors, strict=True)]
         self._added.update(who, correct, before, self._factors)
         self.evidence = sum(self._evidence_by_bet) / len(BETS)
-        least = self.settings.average_run_length
-        if self.evidence >= least and self._added.stands(self.evidence, least):
+        if self.evidence >= self._least and self._added.stands(self.evidence, self._least):
             self.alarm = self._alarm_at(index)
 
     def _learn_baseline(self) -> None:
@@ -155,6 +171,7 @@ class Detector:
             threshold=self.threshold,
             evidence=self.evidence,
             quality=self._change.correct / self._change.n,
+            average_run_length=self._least,
         )
 
 

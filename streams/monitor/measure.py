@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ from schemas.identity import drift_id
 from schemas.policy import ModelPolicy
 from streams import kafka, metrics
 from streams.clickhouse import rows
-from streams.monitor.detector import Alarm, DetectorSettings, detect
+from streams.monitor.detector import Alarm, Detector, DetectorSettings
 from streams.monitor.intervals import wilson
 from streams.monitor.known import quality_of
 
@@ -42,7 +42,7 @@ class Measurer:
     def __init__(self, client: Client, policies: Mapping[str, ModelPolicy], producer: Producer) -> None:
         self._client, self._policies, self._producer = client, policies, producer
         self._said: dict[tuple[str, int], PerformanceMeasured] = {}
-        self._judged: dict[tuple[str, int], int] = {}
+        self._judged: dict[tuple[str, int, int], int] = {}
 
     def run(self, stop: threading.Event) -> None:
         last_performance = 0.0
@@ -68,25 +68,42 @@ class Measurer:
         return found[0]["champion"] if found else 0
 
     def look_for_drift(self, model: str, policy: ModelPolicy) -> DriftDetected | None:
-        """Raise the alarm for the serving version, once; none while its quality is unknown.
+        """Raise the alarm for the serving version, once until it is armed again; none while its quality is unknown.
 
         The base (version 0) has no baseline to fall from.
         """
         version = self.champion(model)
-        if version == 0 or self._already_alarmed(model, version):
+        if version == 0:
+            return None
+        armed_ms = self._armed_ms(model, version)
+        if self._already_alarmed(model, version, armed_ms):
             return None
         answers = self._outcomes(model, version)
-        if self._judged.get((model, version)) == len(answers):
+        if self._judged.get((model, version, armed_ms)) == len(answers):
             return None
-        self._judged[model, version] = len(answers)
-        alarm = detect(((bool(row["correct"]), row["subject_id"]) for row in answers), detector_settings(policy))
+        self._judged[model, version, armed_ms] = len(answers)
+        alarm = alarm_of(answers, policy, armed_ms)
         if alarm is None or not quality_of(self._client, model).known:
             return None
-        event = drift_event(model, version, policy, alarm, answers)
+        event = drift_event(model, version, policy, alarm, answers, armed_ms)
         self._publish(event, correlation_id=event.drift_id, event_id=event.drift_id)
-        self._judged[model, version] = -1  # the next look may come before the alarm has landed
+        self._judged[model, version, armed_ms] = -1  # the next look may come before the alarm has landed
         log.warning("drift: %s@%d from %.3f to %.3f", model, version, event.baseline, event.current)
         return event
+
+    def _armed_ms(self, model: str, version: int) -> int:
+        """Since when an alarm may be raised again (Unix ms): its last one was closed, or it serves again; 0 = ever."""
+        found = rows(
+            self._client,
+            "SELECT max(ts) AS since, toUnixTimestamp64Milli(since) AS ms, count() AS n FROM ("
+            "  SELECT ts FROM tuneloop.trigger_closed WHERE trigger_id IN ("
+            "    SELECT trigger_id FROM tuneloop.trigger_opened "
+            "    WHERE model = {model:String} AND kind = 'drift' AND version = {version:Int64}) "
+            "  UNION ALL SELECT ts FROM tuneloop.decision_made WHERE model = {model:String} "
+            "    AND decision = 'rolled-back' AND version = {version:Int64})",
+            model=model, version=version,
+        )
+        return int(found[0]["ms"]) if found[0]["n"] else 0
 
     def _outcomes(self, model: str, version: int) -> list[dict[str, Any]]:
         return rows(
@@ -98,17 +115,17 @@ class Measurer:
             model=model, version=version,
         )
 
-    def _already_alarmed(self, model: str, version: int) -> bool:
-        if self._judged.get((model, version)) == -1:
+    def _already_alarmed(self, model: str, version: int, armed_ms: int) -> bool:
+        if self._judged.get((model, version, armed_ms)) == -1:
             return True
         found = rows(
             self._client,
-            "SELECT count() AS n FROM tuneloop.drift_detected "
-            "WHERE model = {model:String} AND version = {version:Int64}",
-            model=model, version=version,
+            "SELECT count() AS n FROM tuneloop.drift_detected WHERE model = {model:String} "
+            "AND version = {version:Int64} AND toUnixTimestamp64Milli(ts) > {armed:Int64}",
+            model=model, version=version, armed=armed_ms,
         )
         if found[0]["n"]:
-            self._judged[model, version] = -1
+            self._judged[model, version, armed_ms] = -1
         return bool(found[0]["n"])
 
     def measure(self, model: str, policy: ModelPolicy) -> list[PerformanceMeasured]:
@@ -178,19 +195,32 @@ def note_policies(client: Client, policies: Mapping[str, ModelPolicy]) -> None:
 def detector_settings(policy: ModelPolicy) -> DetectorSettings:
     return DetectorSettings(
         baseline_n=policy.baseline_answers, delta=policy.tolerated_loss,
-        average_run_length=policy.average_run_length, baseline_confidence=policy.confidence,
+        false_alarm_days=policy.false_alarm_days, baseline_confidence=policy.confidence,
     )
 
 
+def alarm_of(answers: Sequence[Mapping[str, Any]], policy: ModelPolicy, armed_ms: int = 0) -> Alarm | None:
+    """The alarm that these scored answers raise, those of before `armed_ms` (Unix ms) by their baseline alone."""
+    detector = Detector(detector_settings(policy))
+    for row in answers:
+        alarm = detector.update(
+            bool(row["correct"]), row["subject_id"], row["answered_ms"], row["answered_ms"] > armed_ms
+        )
+        if alarm is not None:
+            return alarm
+    return None
+
+
 def drift_event(
-    model: str, version: int, policy: ModelPolicy, alarm: Alarm, answers: list[dict[str, Any]]
+    model: str, version: int, policy: ModelPolicy, alarm: Alarm, answers: Sequence[Mapping[str, Any]], armed_ms: int = 0
 ) -> DriftDetected:
-    """The alarm as an event; its id rests on the version's first scored answer."""
-    partition, offset = answers[0]["_partition"], answers[0]["_offset"]
+    """The alarm as an event; its id rests on the version's first scored answer since the alarm was armed."""
+    first = next((row for row in answers if row["answered_ms"] > armed_ms), answers[0])
+    partition, offset = first["_partition"], first["_offset"]
     return DriftDetected(
         model=model, drift_id=drift_id(model, version, policy.quality_metric, partition, offset), version=version,
         metric=policy.quality_metric, baseline=alarm.baseline, threshold=alarm.threshold, current=alarm.quality,
-        evidence=alarm.evidence, average_run_length=policy.average_run_length, answers=alarm.index + 1,
+        evidence=alarm.evidence, average_run_length=alarm.average_run_length, answers=alarm.index + 1,
         people=alarm.people, changed_at=answers[alarm.changed_at]["answered_ms"],
         first_partition=partition, first_offset=offset,
     )

@@ -52,7 +52,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     e.SubjectShared(model="support", subject_key="subject-5d41402abc4b2a76b9719d911017c592", rows=200),
     e.TriggerOpened(
         model="support", trigger_id="trigger-31", ordinal=4, kind="drift", reason="quality fell to 0.55", version=1,
-        drift_id="drift-9a31", actor="monitor",
+        drift_id="drift-9a31", changed_at=1_763_690_000_000, from_base=True, accept="no worse", actor="monitor",
     ),
     e.TriggerClosed(
         model="support", trigger_id="trigger-31", ordinal=4, because="answered", reason="version 2 serves",
@@ -63,13 +63,15 @@ _ALL: tuple[msgspec.Struct, ...] = (
         base_digest="e0c4" * 16, parent_version=1, parent_path="adapters/77/11", parent_digest="7711" * 16,
         new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", recipe={"rank": 16.0},
         answers=["trigger-31"], spec=e.JobSpec(method="qlora", objective="sft", mixture={"topics": 1.0}), policy_epoch=3,
-        changed_at=1_763_690_000_000, accept="no worse",
+        changed_at=1_763_690_000_000, accept="no worse", new_examples=212,
     ),
     e.JobDeferred(
-        model="support", drift_id="drift-9a31", new_examples=140, min_new_examples=200,
+        model="support", trigger_id="trigger-31", new_examples=140, min_new_examples=200,
         waits_for={"new examples": "140 of 200 committed in shards"},
     ),
     e.JobControlRequested(model="support", job_id="job-1f2e", action="pause", reason="the night is over", actor="jo"),
+    e.TriggerCloseRequested(model="support", trigger_id="trigger-31", reason="a holiday, no drift", actor="jo"),
+    e.HoldRequested(model="support", hold=True, reason="the audit of this week", actor="jo"),
     e.JobProgressed(
         model="support", job_id="job-1f2e", phase="training", step=40, steps=180, loss=0.82, examples_per_s=61.5,
         time_left_s=48.0,
@@ -91,7 +93,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     e.ModelStateChanged(
         model="support", base="pydoc-4m", epoch=7, champion=2, previous=1, shares={"2": 1.0}, versions=[_VERSION],
-        change="promoted", reason="better on recent data",
+        change="promoted", reason="better on recent data", held="the audit of this week",
     ),
     e.BaseRegistered(
         model="pydoc-4m", path="bases/e0c4", digest="e0c4" * 16, architecture="LlamaForCausalLM",

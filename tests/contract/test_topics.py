@@ -9,7 +9,8 @@ from schemas.events import EVENTS
 from schemas.evolution import check_all, json_schema, published
 from schemas.personal import NAMELESS, PERSON_FIELDS
 from schemas.topics import BY_NAME, CONSUMER_GROUPS, TOPICS, all_topics, dead_letters
-from streams import conduct, join_feedback, register
+from streams import join_feedback, register
+from streams.conduct import step as conduct
 from streams.monitor import land
 
 every_topic = pytest.mark.parametrize("topic", all_topics(), ids=lambda topic: topic.name)
@@ -75,6 +76,7 @@ def test_the_declared_readers_read_what_they_declare() -> None:
     assert set(register.TOPICS) == declared["register"]
     assert set(land.LANDED_TOPICS) == declared["monitor"] == set(BY_NAME), "the monitor lands every topic"
     assert {join_feedback.FEEDBACK, join_feedback.INFERENCES} == declared["join-feedback"]
+    assert {*conduct.TOPICS, *conduct.OWN_TOPICS} == declared["conduct"]
     assert {register.GROUP, land.GROUP, join_feedback.GROUP, conduct.GROUP} <= set(CONSUMER_GROUPS)
 
 

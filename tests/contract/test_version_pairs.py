@@ -207,7 +207,7 @@ def test_what_we_write_names_the_newest_version_and_is_written_only_when_publish
     program = (
         "from schemas import codec, events\n"
         "print(dict(codec.encode(events.JobEnded(model='m', job_id='j', outcome='failed'), source='x').headers)['ce_dataschema'])\n"
-        "codec.encode(events.JobDeferred(model='m', drift_id='d', waits_for={}, new_examples=1, min_new_examples=2), source='x')\n"
+        "codec.encode(events.JobDeferred(model='m', trigger_id='d', waits_for={}, new_examples=1, min_new_examples=2), source='x')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": "."}, capture_output=True, text=True, check=False)
     assert done.stdout == "b'schemas/published/JobEnded/2.json'\n"

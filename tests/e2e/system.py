@@ -224,8 +224,9 @@ def write_config(plan: Plan, folder: Path) -> Path:
     """The demo's own settings file, judged by what so small a hold-out can show."""
     config = write_settings(plan, ModelPolicy(max_tokens=24, max_prompt_tokens=256), folder)
     initial = [questions.split_of_row(question, ModelPolicy()) for question in plan.curated].count("train")
+    # Nothing but a drift asks for a second job: of so few questions their number would as well.
     lines = ("prepare_linger_s = 0.5\n", *(f"{name} = {value}\n" for name, value in {
-        "max_retention_loss": JUDGED_LOSS, "min_holdout_examples": 20, "min_initial_examples": int(0.9 * initial),
+        "triggers": '["drift"]', "max_retention_loss": JUDGED_LOSS, "min_holdout_examples": 20, "min_initial_examples": int(0.9 * initial),
         "min_new_examples": 130,
     }.items()))  # fmt: skip
     # Three intents are learned in fewer passes than the demo's six.

@@ -135,7 +135,11 @@ def test_drift_job_candidate_verdict_and_state_are_one_linked_chain(system: Syst
     verdict = the(system.topic("models.verdicts"), job_id=job.body["job_id"])
     (state,) = [seen for seen in system.topic("models.registry") if seen.causation == verdict.id]
     (decision,) = [seen for seen in system.topic("models.decisions") if seen.causation == verdict.id]
-    chain = [drift, job, candidate, verdict, state]
+    trigger = the(system.topic("training.triggers", "TriggerOpened"), kind="drift")
+    closed = the(system.topic("training.triggers", "TriggerClosed"), trigger_id=trigger.body["trigger_id"])
+    assert (closed.body["because"], closed.body["job_id"]) == ("answered", job.body["job_id"])
+    assert job.body["answers"] == [trigger.body["trigger_id"]]
+    chain = [drift, trigger, job, candidate, verdict, state]
     assert {seen.correlation for seen in [*chain, decision]} == {drift.body["drift_id"]}
     assert [seen.causation for seen in chain[1:]] == [seen.id for seen in chain[:-1]]
     assert (decision.body["decision"], decision.body["version"]) == ("promoted", 2)
@@ -161,9 +165,9 @@ def test_why_knows_the_chain_by_any_of_its_ids(system: System, asked_by: str) ->
         "candidate": verdict.body["digest"],
     }[asked_by]  # fmt: skip
     told = [row["event"] for row in chain(system.clickhouse, identity) if row["event"] != "job_deferred"]
-    main_line = ["drift_detected", "job_requested", "candidate_trained", "verdict_reached", "model_state_changed"]
+    main_line = ["drift_detected", "trigger_opened", "job_requested", "candidate_trained", "verdict_reached", "model_state_changed"]
     assert [event for event in told if event in main_line] == main_line
-    assert sorted(told) == sorted([*main_line, "job_ended", "decision_made", "requests"])
+    assert sorted(told) == sorted([*main_line, "job_ended", "decision_made", "requests", "trigger_closed"])
 
 
 def test_why_prints_the_chain_on_one_screen(system: System) -> None:

@@ -48,9 +48,10 @@ def test_clickhouse_counts_what_the_client_counted(system: System) -> None:
 def test_one_drift_made_one_job_and_a_version_one(system: System) -> None:
     drifts = system.topic("monitor.drift")
     jobs = system.topic("training.jobs")
+    triggers = system.topic("training.triggers", "TriggerOpened")
     assert len(drifts) == 1
-    assert [job.body["reason"] for job in jobs] == ["initial", "drift"]
-    assert jobs[1].causation == drifts[0].id
+    assert [seen.body["kind"] for seen in triggers] == [job.body["reason"] for job in jobs] == ["initial", "drift"]
+    assert triggers[1].causation == drifts[0].id and jobs[1].causation == triggers[1].id
     ended = system.topic("training.progress", "JobEnded")
     assert [(seen.body["job_id"], seen.body["outcome"]) for seen in ended] == [
         (job.body["job_id"], "succeeded") for job in jobs
@@ -60,8 +61,9 @@ def test_one_drift_made_one_job_and_a_version_one(system: System) -> None:
 
 def test_the_drift_waited_for_its_examples_and_said_so(system: System) -> None:
     job = next(seen for seen in system.topic("training.jobs") if seen.body["reason"] == "drift")
-    waits = system.topic("training.progress", "JobDeferred")
-    assert {seen.body["drift_id"] for seen in waits} <= {job.body["drift_id"]}
+    said = system.topic("training.progress", "JobDeferred")
+    assert {seen.body["trigger_id"] for seen in said} <= {one.body["trigger_id"] for one in system.topic("training.triggers")}
+    waits = [seen for seen in said if seen.body["trigger_id"] in job.body["answers"]]
     least = system.settings.models[MODEL].min_new_examples
     assert all(seen.body["new_examples"] < least for seen in waits if "new examples" in seen.body["waits_for"])
     assert all(f"of {least}" in seen.body["waits_for"].get("new examples", f"of {least}") for seen in waits)

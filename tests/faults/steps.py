@@ -14,6 +14,7 @@ from schemas.events import JobEnded, JobProgressed, JobRequested
 from streams import kafka
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
+from streams.long_job import Limits
 
 NUMBERS, COPIED, COPY_DEAD = "faults.numbers", "faults.copied", "faults.dead"
 
@@ -68,6 +69,9 @@ class Work:
         said = [kafka.decode(record)[1] for record in records if record.value is not None]
         self._done = {event.job_id for event in said if isinstance(event, JobEnded)}
         self._job_id = ""
+
+    def limits(self) -> Limits:
+        return Limits()
 
     def accept(self, envelope: Envelope, event: JobRequested) -> Any | None:
         if event.job_id in self._done:

@@ -188,7 +188,7 @@ def test_whatever_a_load_raises_is_a_refusal_that_is_said(tmp_path: Path, error:
         return engine
 
     follower = Follower({"support": ModelPolicy(base="base")}, store, "replica", said.append, make)
-    follower.caught_up.set()
+    follower.at_end()
     version = example(e.Version, "support", version=1, digest=digest, path=path, base="base", base_digest=base.digest)
     follower._take(base)
     follower._take(example(e.ModelStateChanged, "support", champion=1, versions=[version], base="base"))

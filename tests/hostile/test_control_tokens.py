@@ -256,7 +256,7 @@ def test_a_row_that_is_refused_stops_neither_training_nor_judging(tmp_path: Path
     try:
         said = engine.generate([Request(ANSWERED, max_new_tokens=4)])[0].text
         rows = [JudgingRow(Row(one, said, "test", "r", (0, 0, 0)), 1.0, False) for one in (REFUSED, ANSWERED)]
-        assert _right(engine, None, rows, 4).tolist() == [0.0, 1.0]
+        assert _right(engine, None, rows, 4, lambda done: None).tolist() == [0.0, 1.0]
         (asked,), (left_out,) = _askable(engine, [Part("recent", tuple(rows), True)], 4)
         assert asked.rows == (rows[1],) and "1 of 2 test rows cannot be asked" in left_out
         assert "root" not in left_out, "what a row says stays out of what is kept for good"

@@ -328,7 +328,7 @@ def part(engine: Engine, tmp_path: Path) -> Part:
 def make_part(engine: Engine, folder: Path, **more: Any) -> Part:
     path, digest = ArtifactStore(str(folder / "store")).put_folder("bases", make_folder(folder))
     follower = Follower(POLICIES, ArtifactStore(str(folder / "store")), "r", lambda _: None, lambda _: engine)
-    follower.caught_up.set()
+    follower.at_end()
     follower._take(BaseRegistered(model="tiny", path=path, digest=digest, architecture="x", parameters=1, context_tokens=512))
     metrics = ReplicaMetrics("r")
     recorder = recorder_of(metrics, room=more.pop("room", 10**6), **more.pop("settings", {}))

@@ -17,7 +17,7 @@ from schemas.codec import Envelope
 from schemas.events import JobEnded, JobProgressed, JobRequested, JobSpec
 from streams import kafka, long_job, metrics
 from streams.kafka import Out
-from streams.long_job import WarmChild
+from streams.long_job import Limits, WarmChild
 from tests.broker import Mark, Running, group_from, lag, mark, publish, since, until
 from tests.examples import example
 
@@ -33,12 +33,19 @@ class Ask:
         self.results: list[Any] = []
         self._done: set[str] = set()
         self._current: JobRequested | None = None
+        self.instead: list[Out] = []
+        self.most = Limits()
+
+    def limits(self) -> Limits:
+        return self.most
 
     def accept(self, envelope: Envelope, event: JobRequested) -> Any | None:
         self.accepted.append(event.job_id)
         if event.job_id in self._done:
             return None
         self._current = event
+        if self.instead:
+            return self.instead
         wants = {"job_id": event.job_id, **event.recipe}
         return wants | ({"fails": event.spec.method} if event.spec else {})
 
@@ -161,6 +168,30 @@ def test_a_child_killed_twice_is_a_failed_job_and_the_next_one_runs(bench) -> No
         running.until(bench.done, 5, "lag 0")
     assert bench.ended()[lost].outcome == "failed" and "exit code -9" in bench.ended()[lost].reason
     assert bench.ended()[fine].outcome == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [(Limits(silent_s=1.0), "made no progress for 1 s, and was ended"), (Limits(total_s=1.0), "did not end within 1 s, and was ended")],
+)
+def test_a_child_that_hangs_is_ended_and_the_next_job_has_another(bench: Bench, limits: Limits, why: str) -> None:
+    bench.job.most = limits
+    hanging = bench.request(seconds=600.0)
+    with Running(bench.run) as running:
+        running.until(lambda: hanging in bench.ended(), what="the end of what hangs")
+        bench.job.most = Limits()
+        next_one = bench.request()
+        running.until(lambda: next_one in bench.ended(), what="the next job")
+    assert bench.ended()[hanging].outcome == "failed" and why in bench.ended()[hanging].reason
+    assert bench.ended()[next_one].outcome == "succeeded"
+
+
+def test_what_is_not_worth_its_time_is_answered_without_work(bench: Bench) -> None:
+    bench.job.instead = [kafka.out(JobEnded(model="m", job_id="superseded", outcome="cancelled"), source="test")]
+    bench.request()
+    with Running(bench.run) as running:
+        running.until(bench.done)
+    assert bench.job.results == [] and bench.ended()["superseded"].outcome == "cancelled"
 
 
 def test_an_error_of_the_work_is_told_and_leaves_the_child_warm(bench) -> None:

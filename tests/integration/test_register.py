@@ -148,9 +148,22 @@ def test_a_verdict_against_yesterdays_champion_or_a_failed_one_is_refused(bench)
     bench.say(bench.verdict(0), stale, bench.verdict(1, passed=False, reason="retention: too few examples"))
     bench.settle()
     assert [state.champion for state in bench.states()] == [1]
-    refused = [decision for decision in bench.decisions() if decision.decision == "refused"]
-    assert refused[0].digest == stale.digest and "version 1 serves now" in refused[0].reason
-    assert refused[1].reason == "retention: too few examples"
+    _, superseded, refused = bench.decisions()
+    assert superseded.decision == "superseded" and "version 1 serves now" in superseded.reason
+    assert superseded.digest == stale.digest
+    assert (refused.decision, refused.reason) == ("refused", "retention: too few examples")
+
+
+def test_a_held_model_is_promoted_by_nobody_until_it_is_let_go_on(bench) -> None:
+    hold = e.HoldRequested(model=bench.model, hold=True, reason="the audit", actor="jo")
+    resume = e.HoldRequested(model=bench.model, hold=False, actor="jo")
+    with bench.process() as settled:
+        for said in (bench.verdict(0), hold, bench.verdict(1), resume, bench.verdict(1)):
+            bench.say(said)
+            settled()
+    assert [line.decision for line in bench.decisions()] == ["promoted", "held", "deferred", "resumed", "promoted"]
+    assert [state.held for state in bench.states()] == ["", "the audit", "", ""]
+    assert [state.champion for state in bench.states()] == [1, 1, 1, 2]
 
 
 def test_rolling_back_is_one_command_and_a_stale_one_is_refused(bench) -> None:
@@ -250,20 +263,13 @@ def test_a_decision_that_names_something_else_than_an_adapter_deletes_nothing(be
 
 @pytest.mark.parametrize("first", ["receipt", "verdict"])
 def test_a_candidate_that_a_receipt_names_is_marked_whichever_comes_first(bench, first: str) -> None:
-    """And a model whose policy asks for it is trained anew from its base, once."""
-    bench.policy = ModelPolicy(retrain_after_erasure=True)
-    start, digest = mark(bench.bootstrap, "models.commands"), bench.adapter()
+    digest = bench.adapter()
     receipt, verdict = bench.receipt(digest), bench.verdict(0, digest=digest)
     with bench.process() as settled:
         for said in (receipt, verdict) if first == "receipt" else (verdict, receipt):
             bench.say(said)
             settled()
     assert bench.states()[-1].versions[0].erasures == [receipt.erasure_id]
-    bench.say(receipt)
-    bench.settle()
-    commands = [kafka.decode(record)[1] for record in since(bench.bootstrap, "models.commands", start)]
-    asked = [one for one in commands if one.model == bench.model]
-    assert [(one.reason, one.from_base) for one in asked] == [(receipt.erasure_id, True)]
 
 
 def test_who_just_started_knows_what_receipts_named(bench) -> None:

@@ -23,11 +23,11 @@ from schemas.shards import SHARD_SCHEMA
 from streams import kafka
 from streams.artifacts import get_shard_set, put_shard_set
 from streams.clickhouse import connect
+from streams.conduct.situation import End, Knowledge
 from streams.erase import shards
 from streams.monitor.land import ClickHouseStore
 from streams.planning import FIRST, Disagreement
 from streams.prepare.shard import counted, put_shard, ref_of
-from streams.situation import Knowledge
 from tests.broker import fresh, landed
 from tests.examples import example
 from tests.stores import store_at
@@ -181,45 +181,36 @@ class Told:
         out = kafka.out(event, source="test", time_ms=self.time_ms, **attributes)
         self.landing.write([self.landing.read([landed(out, self.offset, self.time_ms, self.partition)])])
 
-    def facts(self, requested: dict[str, int] | None = None) -> Any:
-        return self.knowledge.facts(self.model, POLICY, requested or {})
+    def facts(self) -> Any:
+        self.knowledge.look()
+        return self.knowledge.facts(self.model, POLICY)
 
 
 @pytest.mark.parametrize("found_by", ["work", "gate"])
-def test_a_void_job_counts_for_nothing_and_its_cause_stands_open(
+def test_the_conductor_hears_of_a_void_job_whoever_found_it(
     kafka_bootstrap: str, clickhouse_url: str, tmp_path: Path, found_by: str
 ) -> None:
-    told = Told(clickhouse_url, kafka_bootstrap, tmp_path)
-    job = example(e.JobRequested, told.model, reason="drift", drift_id="d", parent_version=3)
-    told.land(job, causation_id="drift-1", correlation_id="corr-1")
-    before = told.facts({job.job_id: 5})
-    assert before.answered == {"drift-1"} and before.situation.job_in_flight == job.job_id and not before.void
+    told, job = Told(clickhouse_url, kafka_bootstrap, tmp_path), fresh("job")
+    assert told.knowledge.ends([job]) == {}
     if found_by == "work":
-        told.land(e.JobEnded(model=told.model, job_id=job.job_id, outcome="void"))
+        told.land(e.JobEnded(model=told.model, job_id=job, outcome="void", reason="erased", seconds=5.0))
+        assert told.knowledge.ends([job]) == {job: End("void", "erased", told.time_ms, True, 5.0)}
     else:
-        told.land(e.JobEnded(model=told.model, job_id=job.job_id, outcome="succeeded"))
-        told.land(example(e.DecisionMade, told.model, decision="void", job_id=job.job_id))
-    after = told.facts({job.job_id: 5})
-    assert after.answered == frozenset() and after.situation.job_in_flight == ""
-    assert after.situation.last_job_ms == 0 and after.situation.jobs_last_day == 0
-    (void,) = after.void
-    assert (void.because, void.correlation_id, void.reason, void.drift_id) == ("drift-1", "corr-1", "drift", "d")
-    assert not void.from_base and void.void_before == 0
-    again = example(e.JobRequested, told.model, void_before=1)
-    told.land(again, causation_id="drift-1")
-    final = told.facts()
-    assert final.answered == {"drift-1"} and final.situation.job_in_flight == again.job_id
+        told.land(e.JobEnded(model=told.model, job_id=job, outcome="succeeded", seconds=5.0))
+        assert told.knowledge.ends([job]) == {job: End("", "", told.time_ms, True, 5.0)}, "being judged"
+        told.land(example(e.DecisionMade, told.model, decision="void", reason="erased", job_id=job))
+        assert told.knowledge.ends([job]) == {job: End("void", "erased", told.time_ms, True, 5.0)}
 
 
 def test_the_next_job_is_planned_with_what_the_last_verdict_found(
     kafka_bootstrap: str, clickhouse_url: str, tmp_path: Path
 ) -> None:
     told = Told(clickhouse_url, kafka_bootstrap, tmp_path)
-    assert told.facts().situation.last == FIRST
+    assert told.facts().last == FIRST
     for share in (0.4, 0.12):
         check = msgspec.structs.replace(
             example(e.Check, told.model), check="non_inferiority", passed=True, n=90, units=90, discordance=share, details='{"design_effect": 1.5}'
         )
         told.land(example(e.VerdictReached, told.model, checks=[check]))
     told.land(example(e.VerdictReached, told.model, checks=[], void=True))
-    assert told.facts().situation.last == Disagreement(0.12, 1.5)
+    assert told.facts().last == Disagreement(0.12, 1.5)

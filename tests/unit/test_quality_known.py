@@ -48,7 +48,7 @@ def row(opinions: int, said_right: int) -> dict[str, Any]:
 
 def test_a_line_is_said_of_each_model_whose_quality_is_unknown() -> None:
     client: Any = Asked(good=row(100, 90), bad=row(100, 1))
-    lines = live_quality.unknown(lambda: client, ["good", "bad", "new"])
+    lines = live_quality.in_time(lambda: client, lambda asked: live_quality.unknown(asked, ["good", "bad", "new"]))
     assert [line.partition(":")[0] for line in lines] == ["bad", "new"] and "send right answers too" in lines[0]
 
 
@@ -56,7 +56,7 @@ def test_status_is_answered_whatever_clickhouse_does(monkeypatch: pytest.MonkeyP
     def away() -> Any:
         raise CommandError("it does not answer")
 
-    assert live_quality.unknown(away, ["support"]) == []
+    assert live_quality.in_time(away, lambda asked: live_quality.unknown(asked, ["support"])) == []
     monkeypatch.setattr(live_quality, "ASKED_WITHIN_S", 0.05)
     over = threading.Event()
 
@@ -64,5 +64,5 @@ def test_status_is_answered_whatever_clickhouse_does(monkeypatch: pytest.MonkeyP
         over.wait()
         return away()
 
-    assert live_quality.unknown(hangs, ["support"]) == []
+    assert live_quality.in_time(hangs, lambda asked: live_quality.unknown(asked, ["support"])) == []
     over.set()

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.events import (
     ErasureCompleted,
+    HoldRequested,
     ModelStateChanged,
     PerformanceMeasured,
     RollbackRequested,
@@ -16,7 +17,7 @@ from schemas.events import (
     TaughtBy,
     VerdictReached,
 )
-from streams.registry import KEPT_VERSIONS, Outcome, find, on_erasure, on_performance, on_rollback, on_verdict
+from streams.registry import KEPT_VERSIONS, Outcome, find, on_erasure, on_hold, on_performance, on_rollback, on_verdict
 
 DATA = ShardSet(path="sets/a", digest="d", shards=1, rows=9)
 
@@ -92,8 +93,38 @@ def test_a_failed_verdict_is_refused_with_its_reason() -> None:
 
 
 def test_a_verdict_against_yesterdays_champion_is_refused() -> None:
-    reason = refusal(on_verdict(promoted(2), verdict("d3", 1), "c"), "refused")
+    reason = refusal(on_verdict(promoted(2), verdict("d3", 1), "c"), "superseded")
     assert reason == "judged against version 1, but version 2 serves now"
+
+
+def test_what_could_not_be_judged_has_failed_and_is_not_refused() -> None:
+    outcome = on_verdict(promoted(1), msgspec.structs.replace(verdict("d2", 1, passed=False), failed=True), "c")
+    assert refusal(outcome, "failed") == "worse" and deleted(outcome) == ["adapters/d2"]
+
+
+def hold(state: ModelStateChanged | None, reason: str = "the audit", *, held: bool = True) -> Outcome:
+    return on_hold(state, HoldRequested(model="support", hold=held, reason=reason, actor="jo"), "b")
+
+
+def test_a_held_model_promotes_and_rolls_back_nothing_by_itself() -> None:
+    held = after(hold(promoted(2)))
+    assert (held.held, held.champion, held.epoch) == ("the audit", 2, 2)
+    reason = refusal(on_verdict(held, verdict("d3", 2), "c"), "deferred")
+    assert "the audit" in reason
+    assert refusal(on_verdict(held, verdict("d3", 2, passed=False), "c"), "refused") == "worse"
+    assert after(on_rollback(held, RollbackRequested(model="support", epoch=2))).champion == 1, "a person may"
+    worse = msgspec.structs.replace(served(0.9), held="the audit")
+    assert after(on_performance(worse, live(2, 0.6, 100), 0.1)).champion == 2
+    free = hold(held, held=False)
+    assert after(free).held == "" and free.decision is not None and (free.decision.decision, free.decision.actor) == ("resumed", "jo")
+    assert after(on_verdict(after(free), verdict("d3", 2), "c")).champion == 3
+
+
+def test_a_hold_is_said_once_and_reaches_a_model_that_has_no_version() -> None:
+    held = after(hold(None))
+    assert (held.champion, held.versions, held.held, held.base) == (0, [], "the audit", "b")
+    assert hold(held) == Outcome(None, None) == hold(None, held=False)
+    assert after(on_verdict(after(hold(held, held=False)), verdict("d1", 0), "c")).champion == 1
 
 
 def test_numbers_are_not_used_again_and_old_versions_leave() -> None:
@@ -170,6 +201,25 @@ def test_a_champion_that_does_surely_worse_is_rolled_back() -> None:
 def test_no_rollback_without_evidence(measured: PerformanceMeasured, why: str) -> None:
     state = after(on_performance(served(0.9), measured, 0.1))
     assert state.champion == 2, why
+
+
+def test_nothing_is_rolled_back_to_what_learned_from_the_erased() -> None:
+    state = after(on_verdict(promoted(1), verdict("d2", 1), "c"))
+    state = after(on_performance(state, live(2, 0.9, 200), 0.1))
+    state = after(on_verdict(state, verdict("d3", 2), "c"))
+    marked = after(on_erasure(state, example_receipt("d2")))
+    assert after(on_performance(marked, live(3, 0.6, 100), 0.1)).champion == 1, "the newest that is not marked"
+    both = after(on_erasure(marked, example_receipt("d1", "erasure-2")))
+    assert after(on_performance(both, live(3, 0.6, 100), 0.1)).champion == 3, "none is left"
+    assert "name it (support@2)" in refusal(on_rollback(marked, RollbackRequested(model="support")), "command-refused")
+    assert after(on_rollback(marked, RollbackRequested(model="support", to_version=2))).champion == 2
+
+
+def example_receipt(digest: str, erasure: str = "erasure-1") -> ErasureCompleted:
+    return ErasureCompleted(
+        erasure_id=erasure, subject_hash="h", tombstones={}, shards=1, rows=1,
+        adapters=[TaughtBy(model="support", version=0, digest=digest)],
+    )
 
 
 def test_an_unfinished_measurement_changes_nothing_dangerous() -> None:

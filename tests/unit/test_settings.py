@@ -73,7 +73,7 @@ def test_models_with_their_policies(tmp_path: Path) -> None:
         ("[models.support]\nquality_metric = 'rating'", "models.support: quality_metric 'rating' must be .* a boolean"),
         ("[models.support]\nquality_metric = 'mood'", "models.support: quality_metric 'mood' must be one of metrics"),
         ("[models.support.metrics]\ncorrect = 'bool'", "models.support: metrics: expected `boolean` or `float`"),
-        ("[models.support]\ntest_share = 1.5", "models.support: test_share: expected a share between 0 and 1, got 1.5"),
+        ("[models.support]\ntest_share = 1.5", "models.support: test_share: expected between 0 and 1, got 1.5"),
         ("[models.support.thresholds]\nmood = 3", "models.support: thresholds: 'mood' is not a float metric; those are: rating"),
         ("[models.support.thresholds]\ncorrect = 1", "models.support: thresholds: 'correct' is not a float metric"),
         ("[models.support.thresholds]\nrating = 'high'", r"models.support: .*\$.thresholds"),
@@ -86,6 +86,14 @@ def test_models_with_their_policies(tmp_path: Path) -> None:
         ("[models.support]\nsmall_data = 'guess'", "models.support: small_data: expected one of widen, wait, got 'guess'"),
         ("[models.support]\nmax_rows_per_subject = 0", "models.support: max_rows_per_subject: expected 1 or more, got 0"),
         ("[models.support]\nreplay_share = -1", "models.support: replay_share: .*got -1"),
+        ("[models.support]\nbaseline_answers = 50", "models.support: baseline_answers: expected 100 or more, got 50"),
+        ("[models.support]\nmax_retention_loss = 0", "models.support: max_retention_loss: expected between 0.001 and 1, got 0"),
+        ("[models.support]\nconfidence = 1.0", "models.support: confidence: expected between 0.5001 and 0.9999, got 1.0"),
+        ("[models.support]\nfalse_alarm_days = nan", "models.support: false_alarm_days: .*got nan"),
+        ("[models.support]\ntriggers = ['weather']", "models.support: triggers: expected some of drift, volume, .*got .'weather'."),
+        ("[models.support]\ntest_share = 0.6\nvalidation_share = 0.5", "models.support: .*1.1 of all rows judge"),
+        ("trainers = 0", r"trainers \(from .*tuneloop.toml\): expected 1 or more, got 0"),
+        ("trainer_hours_per_day = -1", r"trainer_hours_per_day \(from .*\): expected 0 .no bound. or more, got -1"),
     ],
 )
 def test_a_wrong_setting_is_named_with_where_it_stands(tmp_path: Path, text: str, message: str) -> None:
@@ -176,5 +184,5 @@ def test_more_test_rows_than_are_ever_asked_are_refused(tmp_path: Path) -> None:
     """Every candidate would be, for too few."""
     path = tmp_path / "tuneloop.toml"
     path.write_text("[models.support]\nmin_holdout_examples = 2001")
-    with pytest.raises(SettingsError, match=r"min_holdout_examples: at most 2000 rows are ever asked, got 2001"):
+    with pytest.raises(SettingsError, match="min_holdout_examples: expected between 1 and 2000, got 2001"):
         load({"config": str(path)}, {})

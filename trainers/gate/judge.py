@@ -32,6 +32,7 @@ from trainers.rows import TRAINED_KINDS, JudgingRow, Rows
 
 Report = Callable[[dict[str, Any]], None]
 BATCH = 32
+SAID_EACH = 100  # rows
 log = logging.getLogger(__name__)
 
 
@@ -109,8 +110,12 @@ def compare(
         tests = [one for part in parts for one in part.rows]
         scores: dict[str | None, np.ndarray] = {}
         for who in dict.fromkeys(names):
-            scores[who] = _right(engine, who, tests, policy.max_tokens)
-            report({"phase": "evaluating", "step": len(scores), "steps": len(set(names))})
+            asked = len(scores) * len(tests)
+
+            def say(done: int, asked: int = asked) -> None:
+                report({"phase": "evaluating", "step": asked + done, "steps": len(set(names)) * len(tests)})
+
+            scores[who] = _right(engine, who, tests, policy.max_tokens, say)
     finally:
         engine.close()
     theirs, ours, then = (scores[who] for who in names)
@@ -196,12 +201,17 @@ def _askable(engine: Engine, parts: Sequence[Part], max_tokens: int) -> tuple[li
     return left, [f"{refused} of {total} test rows cannot be asked ({why})"] if refused else []
 
 
-def _right(engine: Engine, adapter: str | None, rows: Sequence[JudgingRow], max_tokens: int) -> np.ndarray:
-    """Which answers equal the expected one: 1 or 0, one per row."""
+def _right(
+    engine: Engine, adapter: str | None, rows: Sequence[JudgingRow], max_tokens: int, say: Callable[[int], None]
+) -> np.ndarray:
+    """Which answers equal the expected one: 1 or 0, one per row. `say` is told now and then how many are answered."""
     asked = [_ask(engine, Request(one.row.messages, adapter=adapter, max_new_tokens=max_tokens)) for one in rows]
-    answers = [ticket.result().text.strip() if ticket else None for ticket in asked]
-    pairs = zip(answers, rows, strict=True)
-    return np.array([answer == one.row.completion.strip() for answer, one in pairs], dtype=np.float64)
+    right = np.zeros(len(rows))
+    for number, (ticket, one) in enumerate(zip(asked, rows, strict=True)):
+        right[number] = ticket is not None and ticket.result().text.strip() == one.row.completion.strip()
+        if number % SAID_EACH == 0 or number == len(rows) - 1:
+            say(number + 1)
+    return right
 
 
 def _ask(engine: Engine, request: Request) -> Ticket | None:

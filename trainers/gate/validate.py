@@ -17,6 +17,7 @@ from schemas.events import CandidateTrained, Check, FileRef, JobProgressed, Verd
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
+from streams.long_job import Limits
 from streams.planning import disagreement
 from streams.register import read_registry
 from streams.unreadable import readable
@@ -36,18 +37,25 @@ class GateJob:
         self._bootstrap, self._policies = bootstrap, policies
         self._current: tuple[Envelope, CandidateTrained] | None = None
 
-    def accept(self, envelope: Envelope, candidate: CandidateTrained) -> Any | None:
+    def accept(self, envelope: Envelope, candidate: CandidateTrained) -> Any | list[Out] | None:
         self._current = envelope, candidate
+        said = verdicts(self._bootstrap, candidate.model)
+        if any(one.job_id == candidate.job_id for one in said):  # a group that lost its place reads the past again
+            log.info("%s was judged before", candidate.job_id)
+            return None
         models, _ = read_registry(self._bootstrap)
         policy = self._policies.get(candidate.model, ModelPolicy())
         state = models.get(candidate.model)
         plain: dict[str, Any] = {"candidate": candidate, "policy": policy, "state": state}
-        said = verdicts(self._bootstrap, candidate.model)
         last = disagreement(one.checks for one in said)
         return {
             **msgspec.to_builtins(plain), "attempt": attempts(said, state.champion if state else 0) + 1,
             "last": [last.share, last.design_effect],
         }  # fmt: skip
+
+    def limits(self) -> Limits:
+        policy = self._policies.get(self._now()[1].model, ModelPolicy())
+        return Limits(policy.verdict_limit_s, policy.silent_limit_s)
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         envelope, candidate = self._now()

@@ -111,6 +111,9 @@ CREATE TABLE IF NOT EXISTS tuneloop.trigger_opened
     `reason` String,
     `version` Int64,
     `drift_id` String,
+    `changed_at` Int64,
+    `from_base` Bool,
+    `accept` String,
     `actor` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
@@ -174,6 +177,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_requested
     `accept` String,
     `recipe` String,
     `void_before` Int64,
+    `new_examples` Int64,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -242,7 +246,7 @@ SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_
 CREATE TABLE IF NOT EXISTS tuneloop.job_deferred
 (
     `model` LowCardinality(String),
-    `drift_id` String,
+    `trigger_id` String,
     `waits_for` String,
     `new_examples` Int64,
     `min_new_examples` Int64,
@@ -365,6 +369,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.model_state_changed
     `versions` String,
     `change` String,
     `reason` String,
+    `held` String,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
@@ -526,6 +531,50 @@ CREATE TABLE IF NOT EXISTS tuneloop.job_control_requested
     `model` LowCardinality(String),
     `job_id` String,
     `action` String,
+    `reason` String,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_key` String,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.trigger_close_requested
+(
+    `model` LowCardinality(String),
+    `trigger_id` String,
+    `reason` String,
+    `actor` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_key` String,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.hold_requested
+(
+    `model` LowCardinality(String),
+    `hold` Bool,
     `reason` String,
     `actor` String,
     `ts` DateTime64(3, 'UTC'),
