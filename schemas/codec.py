@@ -290,6 +290,8 @@ _KEYS: dict[type[msgspec.Struct], Callable[[Any, Envelope], str]] = {
     events.JobDeferred: lambda event, _: event.trigger_id,
     events.CandidateTrained: lambda event, _: event.job_id,
     events.VerdictReached: lambda event, _: event.job_id,
+    events.ReviewRequested: lambda event, _: event.review_id,
+    events.ReviewReached: lambda event, _: event.review_id,
     events.ModelStateChanged: lambda event, _: f"model/{event.model}",
     events.BaseRegistered: lambda event, _: f"base/{event.model}",
     events.BaseAddRequested: lambda event, _: event.model,

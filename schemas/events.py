@@ -393,6 +393,40 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     newest_row_ms: int = 0
 
 
+class ReviewRequested(Event, frozen=True, kw_only=True):
+    """Asks the gate to look back on a promotion: `previous` (0 = the base) answers what was asked of `version` since.
+
+    `data` are the shards written since `since_ms` (Unix ms), `epoch` the state that it is about; `look` counts the
+    reviews of this version from 1.
+    """
+
+    review_id: str
+    version: int
+    previous: int
+    epoch: int
+    look: int
+    since_ms: int
+    data: ShardSet
+
+
+class ReviewReached(Event, frozen=True, kw_only=True):
+    """What a look back on a promotion found. `worse`: it is surely worse than what served before, and is undone.
+
+    `failed`: the check could not be carried out.
+    """
+
+    review_id: str
+    version: int
+    previous: int
+    epoch: int
+    worse: bool
+    reason: str
+    checks: list[Check]
+    judge: str = "gate"
+    failed: bool = False
+    seconds: float = 0.0
+
+
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """One numbered version of a model: an adapter on a base, its lineage and how it does live.
 
@@ -761,6 +795,8 @@ EVENTS: tuple[type[msgspec.Struct], ...] = (
     JobEnded,
     CandidateTrained,
     VerdictReached,
+    ReviewRequested,
+    ReviewReached,
     ModelStateChanged,
     BaseRegistered,
     BaseAddRequested,

@@ -51,6 +51,9 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_holdout_examples: int = 50
     confidence: float = 0.95
     max_live_loss: float = 0.1
+    # how long after a promotion the version before is still asked the same questions
+    review_answers: int = 300
+    review_days: float = 14.0
     # with fewer test rows than the margin needs: judge by the margin that they can show, or wait for more
     small_data: str = "widen"
     # whose verdicts the registry heeds
@@ -107,7 +110,9 @@ _WITHIN: dict[str, tuple[float, float]] = {
     "max_jobs_per_day": (1, math.inf), "job_limit_s": (1, math.inf), "verdict_limit_s": (1, math.inf),
     "silent_limit_s": (10, math.inf), "replay_share": (0, 1), "max_replay_examples": (0, math.inf),
     "max_retention_loss": (0.001, 1), "min_holdout_examples": (1, MOST_TEST_ROWS), "confidence": (0.5001, 0.9999),
-    "max_live_loss": (0.001, 1), "baseline_answers": (100, math.inf), "tolerated_loss": (0.001, 0.999),
+    "max_live_loss": (0.001, 1),
+    "review_answers": (60, 100_000), "review_days": (0, 3_650),
+    "baseline_answers": (100, math.inf), "tolerated_loss": (0.001, 0.999),
     "false_alarm_days": (1, 100_000), "validation_share": (0, 1), "test_share": (0, 1),
     "max_rows_per_subject": (1, math.inf), "near_duplicate_similarity": (0.01, 1),
 }  # fmt: skip

@@ -92,11 +92,11 @@ TOPICS: tuple[Topic, ...] = (
         ("work", "gate", "conduct"), ("monitor",), retention_days=90, transactional=True,
     ),
     Topic(
-        "models.candidates", (e.CandidateTrained,), "job_id", "key",
-        ("work",), ("gate", "monitor"), transactional=True,
+        "models.candidates", (e.CandidateTrained, e.ReviewRequested), "job_id or review_id", "key",
+        ("work", "conduct"), ("gate", "conduct", "monitor"), transactional=True,
     ),
     Topic(
-        "models.verdicts", (e.VerdictReached,), "job_id", "key",
+        "models.verdicts", (e.VerdictReached, e.ReviewReached), "job_id or review_id", "key",
         ("gate",), ("register", "monitor"), transactional=True,
     ),
     Topic(

@@ -20,11 +20,13 @@ from schemas.codec import ContractError, Envelope
 from schemas.events import (
     BaseAddRequested,
     BaseRegistered,
+    CandidateTrained,
     DecisionMade,
     ErasureCompleted,
     HoldRequested,
     ModelStateChanged,
     PerformanceMeasured,
+    ReviewReached,
     RollbackRequested,
     VerdictReached,
 )
@@ -68,7 +70,8 @@ class RegisterStep:
         """Adapters that a decision gave up and that no candidate under way is made of again."""
         decisions = [one for one in facts(self._bootstrap, "models.decisions") if isinstance(one, DecisionMade)]
         decided = {one.job_id for one in decisions}
-        candidates = facts(self._bootstrap, "models.candidates")
+        said = facts(self._bootstrap, "models.candidates")
+        candidates = [one for one in said if isinstance(one, CandidateTrained)]
         under_way = {registry.adapter_path(one.digest) for one in candidates if one.job_id not in decided}
         return {path for one in decisions for path in one.deletes} - under_way
 
@@ -117,9 +120,11 @@ class RegisterStep:
         elif isinstance(event, HoldRequested):
             base = self._policies.get(event.model, ModelPolicy()).base
             outcome = registry.on_hold(state, event, base) if event.model in self._policies else outcome
+        elif isinstance(event, ReviewReached):
+            judges = self._policies.get(event.model, ModelPolicy()).judges
+            outcome = registry.on_review(state, event, judges)
         elif isinstance(event, PerformanceMeasured):
-            policy = self._policies.get(event.model, ModelPolicy())
-            outcome = registry.on_performance(state, event, policy.max_live_loss)
+            outcome = registry.on_performance(state, event)
         if outcome.state is not None:
             self._models[outcome.state.model] = outcome.state
         if outcome.decision is not None:

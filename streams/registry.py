@@ -17,15 +17,13 @@ from schemas.events import (
     HoldRequested,
     ModelStateChanged,
     PerformanceMeasured,
+    ReviewReached,
     RollbackRequested,
     VerdictReached,
     Version,
 )
 
 KEPT_VERSIONS = 50
-# Nothing is rolled back for fewer: each of 20 people is a twentieth of the quality, half of the loss that is allowed by
-# default, so that one of them alone is never the reason.
-FEWEST_ANSWERS, FEWEST_PEOPLE = 100, 20
 
 
 @dataclass(frozen=True)
@@ -200,39 +198,37 @@ def on_erasure(state: ModelStateChanged, erasure: ErasureCompleted) -> Outcome:
     return Outcome(msgspec.structs.replace(state, versions=versions), None)
 
 
-def _unmarked(state: ModelStateChanged, previous: Version) -> Version | None:
-    """The previous version, or the newest before it, that learned from nothing that was erased since; None without."""
-    before = [one for one in state.versions if one.version <= previous.version and not one.erasures]
-    return max(before, key=lambda one: one.version, default=None)
+def on_review(state: ModelStateChanged | None, found: ReviewReached, judges: Collection[str] = ("gate",)) -> Outcome:
+    """Undo a promotion that a look back showed to be surely worse than what served before: once, and only while nothing
+    else has happened since. Not to a version that learned from what was erased: to the newest that did not."""
+    if state is None or not found.worse or found.judge not in judges or state.held:
+        return Outcome(None, None)
+    if (state.champion, state.epoch, state.change) != (found.version, found.epoch, "promoted"):
+        return Outcome(None, None)
+    target = _unmarked(state, found.previous)
+    if target is None:
+        all_marked = f"all versions before {found.version} learned from what was erased since"
+        reason = f"{all_marked}, but it is worse: {found.reason}"
+        line = DecisionMade(model=state.model, decision="command-refused", reason=reason, epoch=state.epoch)
+        return Outcome(None, line)
+    return _serve_again(state, target, found.reason, "rolled-back", found.judge)
 
 
-def on_performance(
-    state: ModelStateChanged | None, measured: PerformanceMeasured, max_live_loss: float
-) -> Outcome:
-    """Note live quality on its version; roll a champion back whose answers are surely worse.
+def _unmarked(state: ModelStateChanged, previous: int) -> int | None:
+    """`previous`, or the newest before it, that learned from nothing that was erased since; None without."""
+    if previous == 0:  # the base learned from nobody
+        return 0
+    before = [one.version for one in state.versions if one.version <= previous and not one.erasures]
+    return max(before, default=None)
 
-    Worse = the upper 95% bound of its recent quality lies more than `max_live_loss` below what the previous
-    champion reached on the last answers before the swap (its recorded quality): the same traffic, not the
-    quality of better days. Both are of people (`PerformanceMeasured`): however much one says, it is one person's word.
+
+def on_performance(state: ModelStateChanged | None, measured: PerformanceMeasured) -> Outcome:
+    """Note live quality on the champion; a retired version keeps what it had when it left.
+
+    The quality is of people (`PerformanceMeasured`): however much one says, it is one person's word.
     """
     entry = find(state, measured.version)
-    if state is None or entry is None or measured.recent_n == 0:
-        return Outcome(None, None)
-    previous = find(state, state.previous)
-    if (
-        measured.version == state.champion and state.change == "promoted" and previous is not None and not state.held
-        and previous.quality_low is not None and measured.recent_n >= FEWEST_ANSWERS
-        and measured.recent_people >= FEWEST_PEOPLE
-        and measured.recent_high is not None and measured.recent_high < previous.quality_low - max_live_loss
-    ):
-        reason = (
-            f"live quality {measured.recent_quality:.3f} (at most {measured.recent_high:.3f}, n={measured.recent_n} of "
-            f"{measured.recent_people} people) against {previous.quality:.3f} of version {previous.version} before it"
-        )
-        target = _unmarked(state, previous)
-        if target is not None:
-            return _serve_again(state, target.version, reason, "rolled-back")
-    if measured.version != state.champion:  # a retired version keeps what it had when it left
+    if state is None or entry is None or measured.recent_n == 0 or measured.version != state.champion:
         return Outcome(None, None)
     noted = msgspec.structs.replace(
         entry, quality=measured.recent_quality, quality_n=measured.recent_n,

@@ -117,4 +117,5 @@ class WorkJob:
 
 def finished_jobs(bootstrap: str) -> set[str]:
     """Jobs whose candidate is published."""
-    return {event.job_id for _, event in readable(kafka.read_to_end(bootstrap, "models.candidates"))}
+    said = readable(kafka.read_to_end(bootstrap, "models.candidates"))
+    return {event.job_id for _, event in said if isinstance(event, CandidateTrained)}

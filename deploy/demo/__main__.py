@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -64,4 +65,9 @@ def write_settings(plan: Plan, policy: ModelPolicy, out_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Seen once in twenty runs: all was said and stopped, and the interpreter ended in a segmentation fault, with threads
+    # of the clients still there.
+    os._exit(code)

@@ -1,5 +1,6 @@
-"""The conductor's own record: which triggers are open, and which jobs were asked for. Built from its two topics alone,
-`training.triggers` and `training.jobs`, so that a restart knows all that was ever said, whatever has landed where.
+"""The conductor's own record: which triggers are open, which jobs and reviews were asked for. Built from topics alone
+(`training.triggers`, `training.jobs`, `models.candidates`), so that a restart knows all that was ever said, whatever
+has landed where.
 
 What became of a job others say (`work`, `gate`, `register`); the conductor asks ClickHouse for that.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import JobRequested, TriggerClosed, TriggerOpened
+from schemas.events import JobRequested, ReviewRequested, TriggerClosed, TriggerOpened
 
 # Of a model so many jobs are remembered: enough for a day's budget and for every open trigger's last attempts.
 KEPT_JOBS = 500
@@ -61,6 +62,7 @@ class Ledger:
     _closed: set[str] = field(default_factory=set)
     _ordinals: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _jobs: dict[str, dict[str, Job]] = field(default_factory=lambda: defaultdict(dict))
+    _looks: dict[tuple[str, int], int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, said: Iterable[tuple[Envelope, msgspec.Struct]]) -> Ledger:
@@ -83,6 +85,8 @@ class Ledger:
             jobs.setdefault(event.job_id, Job(event, envelope.time_ms, envelope.correlation_id))
             while len(jobs) > KEPT_JOBS:
                 del jobs[next(iter(jobs))]
+        elif isinstance(event, ReviewRequested):
+            self._looks[event.model, event.epoch] = max(event.look, self.looks(event.model, event.epoch))
 
     def open(self, model: str) -> list[Trigger]:
         """In the order in which they were opened."""
@@ -91,6 +95,10 @@ class Ledger:
     def knows(self, trigger_id: str) -> bool:
         """Whether it is open, or was."""
         return trigger_id in self._open or trigger_id in self._closed
+
+    def looks(self, model: str, epoch: int) -> int:
+        """How often a promotion was looked back on so far, by the registry's epoch."""
+        return self._looks.get((model, epoch), 0)
 
     def next_ordinal(self, model: str) -> int:
         return self._ordinals[model] + 1

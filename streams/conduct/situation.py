@@ -85,6 +85,7 @@ class Recovery:
 class Facts:
     """Everything the conductor knows of one model but its triggers and jobs.
 
+    `previous` served before the champion (0 = the base), which came by `change` (`ModelStateChanged`).
     `epoch` is the registry's, `since_ms` when what serves began to (Unix ms; 0 = never). `numbered` names the jobs that
     became versions, `rolled_back` those whose versions were. `new` are shards that the champion has not learned from,
     `old` the others, `learned_from` how many rows it was trained on.
@@ -92,6 +93,8 @@ class Facts:
 
     model: str
     champion: Version | None = None
+    previous: int = 0
+    change: str = ""
     epoch: int = 0
     since_ms: int = 0
     numbered: frozenset[str] = frozenset()
@@ -112,6 +115,10 @@ class Facts:
     def new_examples(self, since_ms: int = 0) -> int:
         """Training examples that the champion has not learned from, of shards written after then."""
         return self._sums[-1] - self._sums[bisect_right(self._times, since_ms)] if since_ms else self._sums[-1]
+
+    def since(self, moment_ms: int) -> list[KnownShard]:
+        """The shards that were written after then, of those that the champion has not learned from."""
+        return [shard for shard in self.new if shard.ts_ms > moment_ms]
 
     def tests(self, changed_ms: int = 0) -> tuple[HeldRows, HeldRows]:
         """The test rows said since a change (without one: that the champion has not seen), and those of before.
@@ -182,7 +189,8 @@ class Knowledge:
         mine = self._shards.get(model, {}).values()
         old = [shard for shard in mine if shard.ref.shard_id in used]
         return Facts(
-            model=model, champion=champion, epoch=state["epoch"] if state else 0,
+            model=model, champion=champion, previous=state["previous"] if state else 0,
+            change=state["change"] if state else "", epoch=state["epoch"] if state else 0,
             since_ms=state["since_ms"] if state else 0,
             numbered=frozenset(one.job_id for one in versions),
             rolled_back=frozenset(one.job_id for one in versions if one.status == "rolled-back"),
@@ -216,7 +224,8 @@ class Knowledge:
         """The registry's latest word, and when its epoch began: notes of quality repeat the state."""
         found = rows(
             self._client,
-            "SELECT champion, epoch, versions FROM tuneloop.model_state_changed FINAL WHERE model = {model:String} "
+            "SELECT champion, previous, change, epoch, versions FROM tuneloop.model_state_changed FINAL "
+            "WHERE model = {model:String} "
             "ORDER BY epoch DESC, _offset DESC LIMIT 1",
             model=model,
         )

@@ -1,7 +1,8 @@
 """The step of `conduct`: opens and closes triggers, and asks for jobs, of each model one at a time.
 
 Reads `monitor.drift` and `models.commands`; asks ClickHouse for the rest (`streams.conduct.situation`). Writes
-`training.triggers`, `training.jobs`, and `JobDeferred` to `training.progress` whenever what a job waits for changes.
+`training.triggers`, `training.jobs`, reviews of promotions to `models.candidates`, and `JobDeferred` to
+`training.progress` whenever what a job waits for changes.
 
 State is its own topics, read to their end on assignment (`streams.conduct.ledger`); it looks at the situation only
 while it has its partitions. What it says goes out in transactions: of two processes one is fenced, and a restart in
@@ -24,12 +25,13 @@ from schemas.events import (
     HoldRequested,
     JobDeferred,
     JobRequested,
+    ReviewRequested,
     TrainingRequested,
     TriggerClosed,
     TriggerCloseRequested,
     TriggerOpened,
 )
-from schemas.identity import job_id
+from schemas.identity import content_hash, job_id
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.artifact_paths import ArtifactError
@@ -37,7 +39,7 @@ from streams.artifacts import ArtifactStore, put_shard_set
 from streams.conduct.conditions import History, TrainerBudget, least_examples, trainer_waits, waits_for
 from streams.conduct.ledger import Ledger, Trigger
 from streams.conduct.situation import LOST_AFTER_MS, End, Facts, Knowledge
-from streams.conduct.triggers import PRIORITY, Attempt, asked_for, attempts, over, recovered, trigger_id
+from streams.conduct.triggers import DAY_MS, PRIORITY, Attempt, asked_for, attempts, over, recovered, trigger_id
 from streams.dead_letters import Budget, dead_letter
 from streams.kafka import Out, Record
 from streams.register import read_registry
@@ -46,7 +48,9 @@ from streams.unreadable import readable
 log = logging.getLogger(__name__)
 GROUP = "conduct"
 TOPICS = ["monitor.drift", "models.commands"]
-OWN_TOPICS = ("training.triggers", "training.jobs")
+OWN_TOPICS = ("training.triggers", "training.jobs", "models.candidates")
+# A promotion is looked back on when these shares of `review_answers` were said since.
+LOOKS = (1 / 6, 1 / 3, 2 / 3)
 TICK_S = 1.0
 # How often it is looked whether a drift is over, and a number that a job waits for is said again.
 RECOVERY_LOOK_MS = 60_000
@@ -171,7 +175,9 @@ class ConductStep:
         try:
             self._knowledge.look()
             self._learn_ends()
-            outs = [out for model, policy in self._policies.items() for out in self._settle(model, policy)]
+            outs: list[Out] = []
+            for model, policy in self._policies.items():
+                outs += [*self._settle(model, policy), *self._look_back(model, policy)]
             return outs + self._ask()
         except (ClickHouseError, ArtifactError, OSError) as error:
             if time.monotonic() - self._complained_s >= COMPLAIN_EVERY_S:
@@ -214,6 +220,28 @@ class ConductStep:
             if asked.kind not in open_kinds:
                 outs += self._open(asked)
         return outs
+
+    def _look_back(self, model: str, policy: ModelPolicy) -> list[Out]:
+        """Have the version before a promotion answer what was asked since, once there is enough of it."""
+        facts = self._knowledge.facts(model, policy)
+        look = self._ledger.looks(model, facts.epoch)
+        if facts.champion is None or facts.change != "promoted" or self._held.get(model) or look >= len(LOOKS):
+            return []
+        if self._clock() - facts.since_ms > policy.review_days * DAY_MS:
+            return []
+        shards = facts.since(facts.since_ms)
+        said = sum(shard.examples + shard.tests.rows - shard.undated for shard in shards)
+        due = [number for number, share in enumerate(LOOKS, 1) if said >= share * policy.review_answers]
+        if not due or due[-1] <= look:
+            return []
+        event = ReviewRequested(
+            model=model, review_id="review-" + content_hash(model, facts.epoch, due[-1]),
+            version=facts.champion.version, previous=facts.previous, epoch=facts.epoch, look=due[-1],
+            since_ms=facts.since_ms,
+            data=put_shard_set(self._store, model, [shard.ref for shard in shards]),
+        )
+        subject = f"{model}@{facts.champion.version}"
+        return [self._out(event, subject, facts.champion.correlation_id, "", event.review_id)]
 
     def _recovered(self, trigger: Trigger) -> Any:
         threshold = self._drifts.get(trigger.said.drift_id)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import DecisionMade, ErasureRequested, ShardWritten
+from schemas.events import CandidateTrained, DecisionMade, ErasureRequested, ShardWritten
 from streams import erased, failpoints, kafka, sorted_copies
 from streams.artifacts import ArtifactStore, open_store
 from streams.clickhouse import connect
@@ -166,7 +166,8 @@ class Erasure:
         self._say("adapters")
         # In this order: a candidate that gets its number meanwhile is seen as both, never as neither.
         decided = {one.job_id for one in facts(self._bootstrap, "models.decisions") if isinstance(one, DecisionMade)}
-        candidates = facts(self._bootstrap, "models.candidates")
+        said = facts(self._bootstrap, "models.candidates")
+        candidates = [one for one in said if isinstance(one, CandidateTrained)]
         models, _ = read_registry(self._bootstrap, settled=True)
         pending = [one for one in candidates if one.job_id not in decided]
         now = {one.shard_id: one.digest for one in changed}

@@ -91,6 +91,14 @@ _ALL: tuple[msgspec.Struct, ...] = (
         judge="gate", dtype="bfloat16", probe="Hello", seen=_SEEN, test_rows=_TESTS, scores=_SCORES, superior=True,
         warnings=["3 of 480 rows are too long to be asked"], newest_row_ms=1_763_700_000_123,
     ),
+    e.ReviewRequested(
+        model="support", review_id="review-7c1e", version=2, previous=1, epoch=7, look=1, since_ms=1_763_700_000_123,
+        data=_NEW,
+    ),
+    e.ReviewReached(
+        model="support", review_id="review-7c1e", version=2, previous=1, epoch=7, worse=False, checks=[_CHECK],
+        reason="the version before is right on 0.710 of 50 questions of 48 people", judge="gate", seconds=3.5,
+    ),
     e.ModelStateChanged(
         model="support", base="pydoc-4m", epoch=7, champion=2, previous=1, shares={"2": 1.0}, versions=[_VERSION],
         change="promoted", reason="better on recent data", held="the audit of this week",

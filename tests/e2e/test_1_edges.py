@@ -83,10 +83,10 @@ def test_the_pre_trained_model_is_the_stored_one_that_jobs_start_from(system: Sy
 
 
 def test_candidate_validated_and_deployed_model_are_the_same_adapter(system: System) -> None:
-    candidates = system.topic("models.candidates")
+    candidates = system.topic("models.candidates", "CandidateTrained")
     for candidate in candidates:
         assert folder_digest(system.settings.data / "artifacts" / candidate.body["path"]) == candidate.body["digest"]
-    passed = [seen.body["digest"] for seen in system.topic("models.verdicts") if seen.body["passed"]]
+    passed = [seen.body["digest"] for seen in system.topic("models.verdicts", "VerdictReached") if seen.body["passed"]]
     state = system.topic("models.registry", "ModelStateChanged")[-1].body
     assert [version["digest"] for version in state["versions"]] == passed
     assert set(passed) <= {candidate.body["digest"] for candidate in candidates}
@@ -96,7 +96,7 @@ def test_candidate_validated_and_deployed_model_are_the_same_adapter(system: Sys
 
 
 def test_a_verdict_carries_the_numbers_it_rests_on(system: System) -> None:
-    verdict = system.topic("models.verdicts")[-1].body
+    verdict = system.topic("models.verdicts", "VerdictReached")[-1].body
     checks = {check["dataset"]: check for check in verdict["checks"]}
     assert {"recent", "older", "classes"} <= checks.keys()
     for check in checks.values():
@@ -131,8 +131,8 @@ def the(found: list[Seen], **fields: object) -> Seen:
 def test_drift_job_candidate_verdict_and_state_are_one_linked_chain(system: System) -> None:
     drift = the(system.topic("monitor.drift"), version=1)
     job = the(system.topic("training.jobs"), reason="drift")
-    candidate = the(system.topic("models.candidates"), job_id=job.body["job_id"])
-    verdict = the(system.topic("models.verdicts"), job_id=job.body["job_id"])
+    candidate = the(system.topic("models.candidates", "CandidateTrained"), job_id=job.body["job_id"])
+    verdict = the(system.topic("models.verdicts", "VerdictReached"), job_id=job.body["job_id"])
     (state,) = [seen for seen in system.topic("models.registry") if seen.causation == verdict.id]
     (decision,) = [seen for seen in system.topic("models.decisions") if seen.causation == verdict.id]
     trigger = the(system.topic("training.triggers", "TriggerOpened"), kind="drift")
@@ -159,7 +159,7 @@ def test_lineage_has_one_row_for_each_promotion_and_its_usage(system: System) ->
 @pytest.mark.parametrize("asked_by", ["drift", "job", "version", "verdict", "candidate"])
 def test_why_knows_the_chain_by_any_of_its_ids(system: System, asked_by: str) -> None:
     job = the(system.topic("training.jobs"), reason="drift")
-    verdict = the(system.topic("models.verdicts"), job_id=job.body["job_id"])
+    verdict = the(system.topic("models.verdicts", "VerdictReached"), job_id=job.body["job_id"])
     identity = {
         "drift": job.body["drift_id"], "job": job.body["job_id"], "version": f"{MODEL}@2", "verdict": verdict.id,
         "candidate": verdict.body["digest"],

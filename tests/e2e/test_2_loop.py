@@ -56,7 +56,7 @@ def test_one_drift_made_one_job_and_a_version_one(system: System) -> None:
     assert [(seen.body["job_id"], seen.body["outcome"]) for seen in ended] == [
         (job.body["job_id"], "succeeded") for job in jobs
     ]
-    assert len(system.topic("models.candidates")) == len(system.topic("models.verdicts")) == 2
+    assert len(system.topic("models.candidates", "CandidateTrained")) == len(system.topic("models.verdicts", "VerdictReached")) == 2
 
 
 def test_the_drift_waited_for_its_examples_and_said_so(system: System) -> None:

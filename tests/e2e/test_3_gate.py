@@ -184,7 +184,7 @@ def test_a_planted_candidate_is_refused_for_its_own_reason(system: System, judge
 
 def test_the_regression_was_measured_not_guessed(system: System, judged: Judged) -> None:
     job = judged.candidates["a regression"].job_id
-    (verdict,) = [seen.body for seen in system.topic("models.verdicts") if seen.body["job_id"] == job]
+    (verdict,) = [seen.body for seen in system.topic("models.verdicts", "VerdictReached") if seen.body["job_id"] == job]
     assert verdict["champion_version"] == judged.before.champion
     for check in [check for check in verdict["checks"] if check["dataset"] != "classes"]:
         assert check["candidate_mean"] < check["champion_mean"] - 0.1
@@ -193,7 +193,7 @@ def test_the_regression_was_measured_not_guessed(system: System, judged: Judged)
 
 def test_the_champion_again_shows_no_difference_at_all(system: System, judged: Judged) -> None:
     job = judged.candidates["the champion again"].job_id
-    (verdict,) = [seen.body for seen in system.topic("models.verdicts") if seen.body["job_id"] == job]
+    (verdict,) = [seen.body for seen in system.topic("models.verdicts", "VerdictReached") if seen.body["job_id"] == job]
     checks = {check["check"]: check for check in verdict["checks"]}
     assert all(check["difference"] == check["discordance"] == 0 for check in checks.values())
     assert checks["classes"]["passed"], "an equal candidate loses nothing"

@@ -1,4 +1,4 @@
-"""kill -9 of a replica, of the broker, then of everything: each comes back, and nothing is lost or doubled.
+"""kill -9 of the broker, then of everything: each comes back, and nothing is lost or doubled.
 
 The data plane is asked after each kill; what was asked is looked for once more at the very end. The others are killed
 one by one among the long tests; the fault run of the integration tests kills each of the consumers' loops as well.
@@ -176,6 +176,7 @@ def until_asked(system: System, timeout_s: float = 30.0) -> Asked:
     return one
 
 
+@pytest.mark.long
 def test_a_killed_replica_is_replaced_by_ray(system: System, asked: list[Asked]) -> None:
     replicas = [p for p in system.processes("serve") if "ServeReplica" in " ".join(p.cmdline())]
     assert len(replicas) == 1, [" ".join(p.cmdline())[:60] for p in system.processes("serve")]
@@ -275,7 +276,7 @@ def test_after_a_kill_of_everything_a_second_up_resumes_and_no_event_is_lost(
 
 
 def test_everything_taught_meanwhile_is_in_one_shard_once(system: System, asked: list[Asked]) -> None:
-    assert len(asked) >= 5
+    assert len(asked) >= 4
     for one in asked:
         until(lambda one=one: in_shards(system, one) >= 1, 40, f"{one} to be in a shard")
         assert in_shards(system, one) == 1, one

@@ -17,11 +17,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deploy.bases.add import SHIPPED
+from schemas.policy import ModelPolicy
 from serving.control_tokens import controls_of
 from serving.engine import Engine, Request
 from serving.prompts import DEFAULT_TEMPLATE, ControlTokenError, encode_completion, encode_prompt
 from tests.tiny_model import make_tiny_base
-from trainers.gate.judge import _askable, _right
+from trainers.gate.asking import Answers, right
 from trainers.gate.parts import Part
 from trainers.packing import Example, encode_example
 from trainers.rows import JudgingRow, Row
@@ -256,8 +257,9 @@ def test_a_row_that_is_refused_stops_neither_training_nor_judging(tmp_path: Path
     try:
         said = engine.generate([Request(ANSWERED, max_new_tokens=4)])[0].text
         rows = [JudgingRow(Row(one, said, "test", "r", (0, 0, 0)), 1.0, False) for one in (REFUSED, ANSWERED)]
-        assert _right(engine, None, rows, 4, lambda done: None).tolist() == [0.0, 1.0]
-        (asked,), (left_out,) = _askable(engine, [Part("recent", tuple(rows), True)], 4)
+        assert right(engine, None, rows, 4, lambda done: None).tolist() == [0.0, 1.0]
+        answers = Answers({"b": engine}, ModelPolicy(max_tokens=4))
+        (asked,), (left_out,) = answers.askable([Part("recent", tuple(rows), True)])
         assert asked.rows == (rows[1],) and "1 of 2 test rows cannot be asked" in left_out
         assert "root" not in left_out, "what a row says stays out of what is kept for good"
     finally:

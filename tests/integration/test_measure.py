@@ -9,16 +9,15 @@ import pytest
 
 from schemas import events as e
 from schemas.policy import ModelPolicy
-from streams import kafka, registry, sink
+from streams import kafka, sink
 from streams.clickhouse import connect
 from streams.kafka import Out
 from streams.monitor import measure
-from streams.monitor.intervals import wilson
 from streams.monitor.known import judged, quality_of
 from streams.monitor.land import ClickHouseStore
 from streams.monitor.measure import Measurer, note_policies
 from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
-from tests.examples import SHARDS, example
+from tests.examples import example
 
 POLICY = ModelPolicy()
 DRIFT, PERFORMANCE = "monitor.drift", "monitor.performance"
@@ -106,41 +105,6 @@ def test_recent_quality_is_of_the_last_answers(bench) -> None:
     assert said.quality == pytest.approx((200 + 200 / 230) / 400)
     assert said.recent_quality == pytest.approx(0.0, abs=0.05)
     assert (said.quality_n, said.quality_people, said.recent_people, said.recent_n) == (629, 400, 200, 199 + 20)
-
-
-def registered(bench: Bench, quality: float = 0.9) -> e.ModelStateChanged:
-    """The registry's state after version 2 took over from version 1, which reached `quality` with 200 people."""
-    low, high = wilson(200 * quality, 200)
-    old, new = (
-        e.Version(
-            version=number, digest=f"d{number}", path="p", base="b", base_digest="b", job_id=f"j{number}", fingerprint=[],
-            new_data=SHARDS, quality=quality, quality_n=200, quality_low=low, quality_high=high,
-        )
-        for number in (1, 2)
-    )  # fmt: skip
-    return e.ModelStateChanged(
-        model=bench.model, base="b", epoch=2, champion=2, previous=1, versions=[old, new], change="promoted", reason="",
-    )
-
-
-@pytest.mark.parametrize(
-    ("mine", "champion"),
-    [
-        ({"subject_id": "one"}, 2),
-        ({"requested": "support@2"}, 2),
-        ({}, 1),
-    ],
-    ids=["one person", "tries of the version", "a hundred people"],
-)
-def test_a_hundred_wrong_answers_roll_back_where_they_are_of_people(bench, mine, champion) -> None:
-    bench.champion(2)
-    bench.answers(120, 0.9, version=2)
-    bench.answers(100, 0.0, version=2, **mine)
-    bench.land()
-    (said,) = bench.measurer().measure(bench.model, POLICY)
-    assert said.requests == 220 and said.recent_people >= registry.FEWEST_PEOPLE
-    outcome = registry.on_performance(registered(bench), said, POLICY.max_live_loss)
-    assert outcome.state is not None and outcome.state.champion == champion
 
 
 @pytest.mark.slow

@@ -176,20 +176,15 @@ def test_rolling_back_is_one_command_and_a_stale_one_is_refused(bench) -> None:
     assert lines == [("promoted", 1), ("promoted", 2), ("command-refused", 0), ("rolled-back", 1)]
 
 
-def test_a_champion_that_does_worse_live_is_rolled_back(bench) -> None:
-    """Version 1 serves again and is measured, version 3 takes its place and does worse than it did."""
-    good = {"quality_n": 300, "recent_n": 200, "recent_people": 150, "recent_quality": 0.9, "recent_low": 0.85, "recent_high": 0.94}
-    bad = good | {"recent_quality": 0.5, "recent_low": 0.43, "recent_high": 0.57}
+def test_a_promotion_that_the_gate_found_worse_on_the_same_questions_is_undone(bench) -> None:
+    worse = example(e.ReviewReached, bench.model, version=2, previous=1, epoch=2, worse=True, reason="0.9 before, 0.5 now")
+    stands = example(e.ReviewReached, bench.model, version=1, previous=0, epoch=1, worse=False)
     with bench.process() as settled:
-        for said in (
-            bench.verdict(0), bench.verdict(1), e.RollbackRequested(model=bench.model),
-            example(e.PerformanceMeasured, bench.model, version=1, **good), bench.verdict(1),
-            example(e.PerformanceMeasured, bench.model, version=3, **bad),
-        ):  # fmt: skip
+        for said in (bench.verdict(0), stands, bench.verdict(1), worse, worse):
             bench.say(said)
             settled()
-    assert [state.champion for state in bench.states()] == [1, 2, 1, 1, 3, 1]
-    assert "live quality 0.500" in bench.decisions()[-1].reason
+    assert [state.champion for state in bench.states()] == [1, 2, 1]
+    assert (bench.decisions()[-1].decision, bench.decisions()[-1].reason) == ("rolled-back", "0.9 before, 0.5 now")
 
 
 def test_a_base_is_registered_once(bench) -> None:

@@ -19,6 +19,7 @@ from schemas.events import (
     HoldRequested,
     JobDeferred,
     JobRequested,
+    ReviewRequested,
     ShardRef,
     TrainingRequested,
     TriggerClosed,
@@ -97,6 +98,12 @@ class World:
         ref = ShardRef(shard_id=f"s{next(self.shards)}", path="shards/s", digest="0" * 64, rows=count)
         shard = KnownShard(ref, model, count, self.now, ENOUGH)
         self.known[model] = replace(self.known[model], new=[*self.known[model].new, shard], _times=[], _sums=[])
+
+    def looked(self, count: int) -> None:
+        """So many answers of which something was said."""
+        self.examples(count)
+        shard = replace(self.known["support"].new[-1], tests=HeldRows(0, 0))
+        self.known["support"] = replace(self.known["support"], new=[*self.known["support"].new[:-1], shard], _times=[], _sums=[])
 
     def serve(self, version: Version | None, model: str = "support", **more: Any) -> None:
         """From now on this version serves, which has learned from all there is."""
@@ -624,6 +631,46 @@ def test_a_promotion_of_which_the_decision_is_known_before_the_version_is_no_rea
     world.serve(champion(2, job_id=job.job_id))
     world.tick()
     assert world.jobs() == [job] and world.open() == []
+
+
+def reviews(world: World) -> list[tuple[int, int, int]]:
+    return [(event.version, event.previous, event.look) for event in world.of(ReviewRequested)]
+
+
+def test_a_promotion_is_looked_back_on_as_answers_come(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.serve(champion(2), change="promoted", previous=1)
+    since = world.now
+    world.looked(49)
+    world.tick()
+    assert reviews(world) == []
+    world.looked(1)
+    world.tick()
+    (first,) = world.of(ReviewRequested)
+    assert (first.version, first.previous, first.look, first.since_ms, first.data.shards) == (2, 1, 1, since, 2)
+    world.restart()
+    world.tick()
+    world.looked(160)
+    world.tick()
+    world.looked(500)
+    world.tick()
+    assert reviews(world) == [(2, 1, 1), (2, 1, 3)], "once each, and the last that is due"
+
+
+@pytest.mark.parametrize("why", ["rolled back", "held", "two weeks ago", "before"])
+def test_nothing_else_is_looked_back_on(tmp_path: Path, why: str) -> None:
+    world = World(tmp_path)
+    if why == "before":
+        world.looked(500)
+    world.serve(champion(2), change="rolled-back" if why == "rolled back" else "promoted", previous=1)
+    if why == "held":
+        world.tell(HoldRequested(model="support", hold=True))
+    if why == "two weeks ago":
+        world.now += 15 * DAY
+    if why != "before":
+        world.looked(500)
+    world.tick()
+    assert reviews(world) == []
 
 
 def test_the_ledger_keeps_a_bounded_number_of_jobs() -> None:

@@ -12,12 +12,23 @@ from schemas.events import (
     HoldRequested,
     ModelStateChanged,
     PerformanceMeasured,
+    ReviewReached,
     RollbackRequested,
     ShardSet,
     TaughtBy,
     VerdictReached,
 )
-from streams.registry import KEPT_VERSIONS, Outcome, find, on_erasure, on_hold, on_performance, on_rollback, on_verdict
+from streams.registry import (
+    KEPT_VERSIONS,
+    Outcome,
+    find,
+    on_erasure,
+    on_hold,
+    on_performance,
+    on_review,
+    on_rollback,
+    on_verdict,
+)
 
 DATA = ShardSet(path="sets/a", digest="d", shards=1, rows=9)
 
@@ -113,8 +124,7 @@ def test_a_held_model_promotes_and_rolls_back_nothing_by_itself() -> None:
     assert "the audit" in reason
     assert refusal(on_verdict(held, verdict("d3", 2, passed=False), "c"), "refused") == "worse"
     assert after(on_rollback(held, RollbackRequested(model="support", epoch=2))).champion == 1, "a person may"
-    worse = msgspec.structs.replace(served(0.9), held="the audit")
-    assert after(on_performance(worse, live(2, 0.6, 100), 0.1)).champion == 2
+    assert on_review(held, reviewed(held)) == Outcome(None, None)
     free = hold(held, held=False)
     assert after(free).held == "" and free.decision is not None and (free.decision.decision, free.decision.actor) == ("resumed", "jo")
     assert after(on_verdict(after(free), verdict("d3", 2), "c")).champion == 3
@@ -176,46 +186,52 @@ def live(
 
 def served(quality_before: float) -> ModelStateChanged:
     """Version 1 reached `quality_before`, then version 2 took over."""
-    state = after(on_performance(promoted(1), live(1, quality_before, 200), 0.1))
+    state = after(on_performance(promoted(1), live(1, quality_before, 200)))
     return after(on_verdict(state, verdict("d2", 1), "c"))
 
 
-def test_a_champion_that_does_surely_worse_is_rolled_back() -> None:
-    outcome = on_performance(served(0.9), live(2, 0.6, 100), 0.1)
+def reviewed(state: ModelStateChanged, *, worse: bool = True, **fields: Any) -> ReviewReached:
+    about = {"version": state.champion, "previous": state.previous, "epoch": state.epoch, **fields}
+    return ReviewReached(model="support", review_id="review-1", worse=worse, reason="0.9 before, 0.6 now", checks=[], **about)
+
+
+def test_a_promotion_that_a_review_showed_to_be_worse_is_undone_once() -> None:
+    outcome = on_review(served(0.9), reviewed(served(0.9)))
     state = after(outcome)
     assert (state.champion, state.previous, statuses(state)) == (1, 2, {1: "serving", 2: "rolled-back"})
-    assert outcome.decision is not None and outcome.decision.decision == "rolled-back"
-    assert "0.600" in outcome.decision.reason and "n=100" in outcome.decision.reason
+    assert outcome.decision is not None
+    assert (outcome.decision.decision, outcome.decision.reason, outcome.decision.actor) == ("rolled-back", "0.9 before, 0.6 now", "gate")
+    assert on_review(state, reviewed(served(0.9))) == Outcome(None, None), "a replay"
+    assert on_review(state, reviewed(state)) == Outcome(None, None), "a rollback is not undone in its turn"
+
+
+def test_a_first_promotion_is_undone_to_the_base() -> None:
+    state = after(on_review(promoted(1), reviewed(promoted(1))))
+    assert (state.champion, state.previous, statuses(state)) == (0, 1, {1: "rolled-back"})
 
 
 @pytest.mark.parametrize(
-    ("measured", "why"),
+    ("fields", "why"),
     [
-        (live(2, 0.6, 99), "too few answers"),
-        (live(2, 0.6, 500, people=19), "too few people"),
-        (live(2, 0.75, 500), "within what is tolerated of 0.87 - 0.1"),
-        (live(2, 0.6, 500, spread=0.2), "not sure"),
-        (live(2, 0.9, 500), "as good"),
+        ({"worse": False}, "it stands"), ({"epoch": 1}, "of another state"), ({"version": 1}, "of another version"),
+        ({"judge": "somebody"}, "none of the policy's judges"),
     ],
-)
-def test_no_rollback_without_evidence(measured: PerformanceMeasured, why: str) -> None:
-    state = after(on_performance(served(0.9), measured, 0.1))
-    assert state.champion == 2, why
+)  # fmt: skip
+def test_no_rollback_without_evidence(fields: dict[str, Any], why: str) -> None:
+    assert on_review(served(0.9), reviewed(served(0.9), **fields)) == Outcome(None, None), why
+    assert on_review(None, reviewed(served(0.9))) == Outcome(None, None)
 
 
 def test_nothing_is_rolled_back_to_what_learned_from_the_erased() -> None:
-    state = after(on_verdict(promoted(1), verdict("d2", 1), "c"))
-    state = after(on_performance(state, live(2, 0.9, 200), 0.1))
-    state = after(on_verdict(state, verdict("d3", 2), "c"))
-    marked = after(on_erasure(state, example_receipt("d2")))
-    assert after(on_performance(marked, live(3, 0.6, 100), 0.1)).champion == 1, "the newest that is not marked"
-    both = after(on_erasure(marked, example_receipt("d1", "erasure-2")))
-    assert after(on_performance(both, live(3, 0.6, 100), 0.1)).champion == 3, "none is left"
+    marked = after(on_erasure(promoted(3), receipt("d2")))
+    assert after(on_review(marked, reviewed(marked))).champion == 1, "the newest that is not marked"
+    both = after(on_erasure(marked, receipt("d1", "erasure-2")))
+    assert "all versions before 3 learned from what was erased" in refusal(on_review(both, reviewed(both)), "command-refused")
     assert "name it (support@2)" in refusal(on_rollback(marked, RollbackRequested(model="support")), "command-refused")
     assert after(on_rollback(marked, RollbackRequested(model="support", to_version=2))).champion == 2
 
 
-def example_receipt(digest: str, erasure: str = "erasure-1") -> ErasureCompleted:
+def receipt(digest: str, erasure: str = "erasure-1") -> ErasureCompleted:
     return ErasureCompleted(
         erasure_id=erasure, subject_hash="h", tombstones={}, shards=1, rows=1,
         adapters=[TaughtBy(model="support", version=0, digest=digest)],
@@ -223,27 +239,21 @@ def example_receipt(digest: str, erasure: str = "erasure-1") -> ErasureCompleted
 
 
 def test_an_unfinished_measurement_changes_nothing_dangerous() -> None:
-    outcome = on_performance(served(0.9), live(2, None, 500), 0.1)
+    outcome = on_performance(served(0.9), live(2, None, 500))
     assert outcome.decision is None and (outcome.state is None or outcome.state.champion == 2)
-    assert on_performance(served(0.9), live(2, 0.1, 0), 0.1) == Outcome(None, None)
-    assert on_performance(None, live(1, 0.1, 500), 0.1) == Outcome(None, None)
-    assert on_performance(served(0.9), live(7, 0.1, 500), 0.1) == Outcome(None, None)
-
-
-def test_no_automatic_way_back_to_the_base_or_from_a_rollback() -> None:
-    assert after(on_performance(promoted(1), live(1, 0.1, 500), 0.1)).champion == 1, "there is nothing measured before it"
-    rolled = after(on_rollback(served(0.9), RollbackRequested(model="support")))
-    assert after(on_performance(rolled, live(1, 0.2, 500), 0.1)).champion == 1, "a person's choice stands"
+    assert on_performance(served(0.9), live(2, 0.1, 0)) == Outcome(None, None)
+    assert on_performance(None, live(1, 0.1, 500)) == Outcome(None, None)
+    assert on_performance(served(0.9), live(7, 0.1, 500)) == Outcome(None, None)
 
 
 def test_live_quality_is_noted_on_the_champion_only() -> None:
     state = served(0.9)
-    noted = after(on_performance(state, live(2, 0.93, 150), 0.1))
+    noted = after(on_performance(state, live(2, 0.93, 150)))
     entry = find(noted, 2)
     assert entry is not None and (entry.quality, entry.quality_n) == (0.93, 150)
     assert noted.epoch == state.epoch, "a note makes no command stale"
-    assert on_performance(noted, live(2, 0.93, 150), 0.1) == Outcome(None, None), "nothing new, nothing said"
-    assert on_performance(state, live(1, 0.2, 500), 0.1) == Outcome(None, None), "a retired version keeps what it had"
+    assert on_performance(noted, live(2, 0.93, 150)) == Outcome(None, None), "nothing new, nothing said"
+    assert on_performance(state, live(1, 0.2, 500)) == Outcome(None, None), "a retired version keeps what it had"
 
 
 def void(digest: str, champion: int, **fields: Any) -> VerdictReached:

@@ -1,43 +1,33 @@
-"""The gate's child: asks the rows that judge of champion and candidate, by the serving engine, and compares.
+"""The gate's child: asks the rows that judge of champion and candidate (`trainers.gate.asking`), and compares.
 
-Reads the artifact store; has no Kafka client. What was judged is what will answer: same engine, same prompt
-rendering, same adapter files, fingerprint checked. An answer is right when it equals the expected one exactly
-(surrounding white space aside). A row that the engine refuses is left out for all, counted and named.
+Reads the artifact store; has no Kafka client.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from schemas.events import CandidateTrained, Check, ModelStateChanged, Version
+from schemas.events import CandidateTrained, Check, ModelStateChanged, ReviewRequested, Version
 from schemas.policy import ModelPolicy
-from serving.engine import AdapterError, Engine, EngineError, PromptError, Request, Ticket, same_fingerprint
+from serving.engine import AdapterError, EngineError
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
 from streams.losses import is_void, losses
 from streams.losses import reason as why_void
 from streams.planning import FIRST, Disagreement
 from streams.registry import anchor_of, find
+from trainers.gate.asking import Player, RefusedError, answering, player
 from trainers.gate.checks import Checks, Judged
 from trainers.gate.known import unknown_because
 from trainers.gate.parts import Part, parted
+from trainers.gate.review import review
 from trainers.opened import judged_rows
 from trainers.row_files import places, put_table
-from trainers.rows import TRAINED_KINDS, JudgingRow, Rows
+from trainers.rows import TRAINED_KINDS, Rows
 
 Report = Callable[[dict[str, Any]], None]
-BATCH = 32
-SAID_EACH = 100  # rows
-log = logging.getLogger(__name__)
-
-
-class RefusedError(RuntimeError):
-    """The candidate cannot even be compared; the message is the verdict's reason."""
 
 
 def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
@@ -47,8 +37,13 @@ def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
 
 
 def judge(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
-    """One candidate's verdict: {passed, reason, champion_version, checks}, if need be with void and erasures."""
+    """One candidate's verdict: {passed, reason, champion_version, checks}, if need be with void and erasures. Or what a
+    look back on a promotion found: {worse, reason, checks}."""
     report({"phase": "evaluating"})
+    if "review" in request:
+        asked = msgspec.convert(request["review"], ReviewRequested)
+        state = msgspec.convert(request["state"], ModelStateChanged)
+        return review(asked, state, msgspec.convert(request["policy"], ModelPolicy), store, report)
     candidate = msgspec.convert(request["candidate"], CandidateTrained)
     policy = msgspec.convert(request["policy"], ModelPolicy)
     state = msgspec.convert(request["state"], ModelStateChanged | None)
@@ -93,34 +88,22 @@ def compare(
     report: Report, attempt: int = 1, last: Disagreement = FIRST,
 ) -> dict[str, Any]:  # fmt: skip
     """The verdict's own fields. Raises `RefusedError`, and what the store and the engine raise."""
-    champion = find(state, state.champion) if state else None
-    anchor = anchor_of(state)
-    if champion is not None and champion.base_digest != candidate.base_digest:
-        raise RefusedError(f"the candidate is for another base than version {champion.version}: {candidate.base}")
+    champion, anchor = find(state, state.champion) if state else None, anchor_of(state)
     tests, rows = judged_rows(store, candidate.model, candidate.new_data, candidate.replay_data, policy)
     parts = parted(
         tests, reason=candidate.reason, accept=candidate.accept,
         changed_ms=candidate.changed_at, newest_row_ms=champion.newest_row_ms if champion else 0,
     )
-    base_dir = store.get_folder(candidate.base_path, candidate.base_digest)
-    engine = Engine(base_dir, slots=BATCH, max_length=policy.max_prompt_tokens + policy.max_tokens, threads=2)
-    try:
-        names = _load(engine, candidate, champion, anchor, store)
-        parts, refused = _askable(engine, parts, policy.max_tokens)
+    ours = player(candidate, checked=True)
+    theirs = player(champion) if champion else Player(candidate.base_digest)
+    players = (theirs, ours, player(anchor) if anchor else theirs)
+    with answering(players, policy, store) as answers:
+        parts, refused = answers.askable(parts)
         tests = [one for part in parts for one in part.rows]
-        scores: dict[str | None, np.ndarray] = {}
-        for who in dict.fromkeys(names):
-            asked = len(scores) * len(tests)
-
-            def say(done: int, asked: int = asked) -> None:
-                report({"phase": "evaluating", "step": asked + done, "steps": len(set(names)) * len(tests)})
-
-            scores[who] = _right(engine, who, tests, policy.max_tokens, say)
-    finally:
-        engine.close()
-    theirs, ours, then = (scores[who] for who in names)
+        say = lambda done, of: report({"phase": "evaluating", "step": done, "steps": of})  # noqa: E731
+        before, now, then = answers.right(players, tests, say)
     judged = Judged(
-        tests, theirs, ours, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
+        tests, before, now, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
         unknown_because((*rows.said, *rows.confirmed)), last,
     )
     return _verdict(candidate, judged, parts, rows, refused, policy, store)
@@ -165,59 +148,3 @@ def _scored(store: ArtifactStore, judged: Judged) -> Any:
 
 def _live(champion: Version | None) -> float | None:
     return champion.quality if champion else None
-
-
-def _load(
-    engine: Engine, candidate: CandidateTrained, champion: Version | None, anchor: Version | None, store: ArtifactStore
-) -> tuple[str | None, str, str | None]:
-    """Names of (champion or None for the base, candidate, anchor) in the engine. Raises `RefusedError`."""
-    engine.load("candidate", store.get_folder(candidate.path, candidate.digest))
-    if not same_fingerprint(engine.fingerprint("candidate"), candidate.fingerprint):
-        raise RefusedError("the stored adapter does not reproduce the logits it was published with")
-    if champion is None:
-        return None, "candidate", None
-    engine.load("champion", store.get_folder(champion.path, champion.digest))
-    if anchor is None or anchor.digest == champion.digest or anchor.base_digest != candidate.base_digest:
-        return "champion", "candidate", "champion"
-    engine.load("anchor", store.get_folder(anchor.path, anchor.digest))
-    return "champion", "candidate", "anchor"
-
-
-def _askable(engine: Engine, parts: Sequence[Part], max_tokens: int) -> tuple[list[Part], list[str]]:
-    """The parts without rows that the engine refuses, and how many those were, in words but not in theirs."""
-    left, refused = [], 0
-    for part in parts:
-        asked = []
-        for one in part.rows:
-            try:
-                engine.check(Request(one.row.messages, max_new_tokens=max_tokens))
-                asked.append(one)
-            except PromptError as error:
-                refused += 1
-                log.warning("a row of the hold-out is left out: %s", error)
-        left.append(replace(part, rows=tuple(asked)))
-    total = sum(len(part.rows) for part in parts)
-    why = "too long, or not in the form that the model's chat template takes; the gate's log says which it was"
-    return left, [f"{refused} of {total} test rows cannot be asked ({why})"] if refused else []
-
-
-def _right(
-    engine: Engine, adapter: str | None, rows: Sequence[JudgingRow], max_tokens: int, say: Callable[[int], None]
-) -> np.ndarray:
-    """Which answers equal the expected one: 1 or 0, one per row. `say` is told now and then how many are answered."""
-    asked = [_ask(engine, Request(one.row.messages, adapter=adapter, max_new_tokens=max_tokens)) for one in rows]
-    right = np.zeros(len(rows))
-    for number, (ticket, one) in enumerate(zip(asked, rows, strict=True)):
-        right[number] = ticket is not None and ticket.result().text.strip() == one.row.completion.strip()
-        if number % SAID_EACH == 0 or number == len(rows) - 1:
-            say(number + 1)
-    return right
-
-
-def _ask(engine: Engine, request: Request) -> Ticket | None:
-    """None for a prompt that the engine refuses: it is wrong for all alike, and one row decides no verdict."""
-    try:
-        return engine.submit(request)
-    except PromptError as error:
-        log.warning("a row of the hold-out is not answered: %s", error)
-        return None

@@ -1,7 +1,8 @@
 """`gate`, the model validation service's parent side: takes candidates, publishes verdicts.
 
 Reads `models.candidates` and, to know the champion, `models.registry`; writes `models.verdicts` and
-`training.progress`. The judging happens in a warm child (`trainers.gate.judge`).
+`training.progress`. The judging happens in a warm child (`trainers.gate.judge`), and so does looking back on promotions
+(`trainers.gate.review`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import Any
 import msgspec
 
 from schemas.codec import Envelope
-from schemas.events import CandidateTrained, Check, FileRef, JobProgressed, VerdictReached
+from schemas.events import (
+    CandidateTrained,
+    Check,
+    FileRef,
+    JobProgressed,
+    ReviewReached,
+    ReviewRequested,
+    VerdictReached,
+)
 from schemas.policy import ModelPolicy
 from streams import kafka
 from streams.kafka import Out
@@ -35,10 +44,12 @@ class GateJob:
 
     def __init__(self, bootstrap: str, policies: dict[str, ModelPolicy]) -> None:
         self._bootstrap, self._policies = bootstrap, policies
-        self._current: tuple[Envelope, CandidateTrained] | None = None
+        self._current: tuple[Envelope, CandidateTrained | ReviewRequested] | None = None
 
-    def accept(self, envelope: Envelope, candidate: CandidateTrained) -> Any | list[Out] | None:
+    def accept(self, envelope: Envelope, candidate: CandidateTrained | ReviewRequested) -> Any | list[Out] | None:
         self._current = envelope, candidate
+        if isinstance(candidate, ReviewRequested):
+            return self._look_back(candidate)
         said = verdicts(self._bootstrap, candidate.model)
         if any(one.job_id == candidate.job_id for one in said):  # a group that lost its place reads the past again
             log.info("%s was judged before", candidate.job_id)
@@ -53,17 +64,30 @@ class GateJob:
             "last": [last.share, last.design_effect],
         }  # fmt: skip
 
+    def _look_back(self, asked: ReviewRequested) -> Any | None:
+        """The request for a review; None where another version serves by now."""
+        state = read_registry(self._bootstrap)[0].get(asked.model)
+        if state is None or (state.champion, state.epoch) != (asked.version, asked.epoch):
+            log.info("%s is past: another version serves", asked.review_id)
+            return None
+        policy = self._policies.get(asked.model, ModelPolicy())
+        return msgspec.to_builtins({"review": asked, "policy": policy, "state": state})
+
     def limits(self) -> Limits:
         policy = self._policies.get(self._now()[1].model, ModelPolicy())
         return Limits(policy.verdict_limit_s, policy.silent_limit_s)
 
     def progress(self, message: Any, elapsed_s: float) -> list[Out]:
         envelope, candidate = self._now()
+        if isinstance(candidate, ReviewRequested):
+            return []
         fields = message or {"phase": "evaluating"}
         return [self._out(JobProgressed(model=candidate.model, job_id=candidate.job_id, **fields), envelope)]
 
     def finished(self, result: Any, elapsed_s: float) -> list[Out]:
         envelope, candidate = self._now()
+        if isinstance(candidate, ReviewRequested):
+            return [self._reviewed(candidate, result, elapsed_s)]
         if isinstance(result, Exception):
             said = f"the check failed: {result}"
             result = {"passed": False, "reason": said, "checks": [], "champion_version": 0, "failed": True}
@@ -91,20 +115,31 @@ class GateJob:
         log.info("%s: %s", candidate.job_id, _in_a_word(verdict))
         return [self._out(verdict, envelope)]
 
-    def _now(self) -> tuple[Envelope, CandidateTrained]:
+    def _reviewed(self, asked: ReviewRequested, result: Any, elapsed_s: float) -> Out:
+        failed = isinstance(result, Exception)
+        found: Any = {"worse": False, "reason": f"the check failed: {result}", "checks": []} if failed else result
+        reached = ReviewReached(
+            model=asked.model, review_id=asked.review_id, version=asked.version, previous=asked.previous,
+            epoch=asked.epoch, worse=found["worse"], reason=found["reason"],
+            checks=msgspec.convert(found["checks"], list[Check]), judge=JUDGE, failed=failed, seconds=elapsed_s,
+        )
+        log.info("%s@%d: %s", asked.model, asked.version, reached.reason)
+        return self._out(reached, self._now()[0])
+
+    def _now(self) -> tuple[Envelope, CandidateTrained | ReviewRequested]:
         assert self._current is not None, "progress without a candidate"
         return self._current
 
     def _out(self, event: msgspec.Struct, cause: Envelope) -> Out:
         correlation = cause.correlation_id or cause.id
-        job_id: str = event.job_id  # type: ignore[attr-defined]
-        return kafka.out(event, source=SOURCE, subject=job_id, correlation_id=correlation, causation_id=cause.id)
+        subject = getattr(event, "job_id", "") or getattr(event, "review_id", "")
+        return kafka.out(event, source=SOURCE, subject=subject, correlation_id=correlation, causation_id=cause.id)
 
 
 def verdicts(bootstrap: str, model: str) -> list[VerdictReached]:
     """The committed verdicts on a model's candidates, oldest first."""
     read = readable(kafka.read_to_end(bootstrap, "models.verdicts", settled=True))
-    return [event for _, event in read if event.model == model]
+    return [event for _, event in read if isinstance(event, VerdictReached) and event.model == model]
 
 
 def attempts(said: Sequence[VerdictReached], champion: int) -> int:

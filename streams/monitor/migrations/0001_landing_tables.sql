@@ -311,6 +311,32 @@ ENGINE = ReplacingMergeTree
 ORDER BY (model, ts, _partition, _offset)
 SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
 
+CREATE TABLE IF NOT EXISTS tuneloop.review_requested
+(
+    `model` LowCardinality(String),
+    `review_id` String,
+    `version` Int64,
+    `previous` Int64,
+    `epoch` Int64,
+    `look` Int64,
+    `since_ms` Int64,
+    `data` String,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_key` String,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
 CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
 (
     `model` LowCardinality(String),
@@ -341,6 +367,35 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `warnings` String,
     `superior` Bool,
     `newest_row_ms` Int64,
+    `ts` DateTime64(3, 'UTC'),
+    `ce_id` String,
+    `ce_source` LowCardinality(String),
+    `ce_subject` String,
+    `correlation_id` String,
+    `causation_id` String,
+    `_topic` LowCardinality(String),
+    `_partition` Int32,
+    `_offset` Int64,
+    `_key` String,
+    `_landed_at` DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (model, ts, _partition, _offset)
+SETTINGS old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 1, max_cleanup_delay_period = 5, finished_mutations_to_keep = 1;
+
+CREATE TABLE IF NOT EXISTS tuneloop.review_reached
+(
+    `model` LowCardinality(String),
+    `review_id` String,
+    `version` Int64,
+    `previous` Int64,
+    `epoch` Int64,
+    `worse` Bool,
+    `reason` String,
+    `checks` String,
+    `judge` String,
+    `failed` Bool,
+    `seconds` Float64,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
