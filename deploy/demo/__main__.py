@@ -68,6 +68,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Seen once in twenty runs: all was said and stopped, and the interpreter ended in a segmentation fault, with threads
-    # of the clients still there.
+    # Seen once in twenty runs: all was said and stopped, and the interpreter ended in a segmentation fault, threads
+    # of the clients being there still.
     os._exit(code)
