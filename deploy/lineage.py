@@ -20,9 +20,9 @@ from schemas.events import Message, RecordSubmitted, ShardSet
 from schemas.policy import ModelPolicy
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set
 from streams.clickhouse import rows
+from streams.losses import TRAINED_KINDS
 from streams.prepare.rules import RULES_VERSION, Dropped, prepare
 from streams.replay import parse_origin
-from trainers.rows import TRAINED_KINDS
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client

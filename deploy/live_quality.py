@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from streams.monitor.known import Quality, quality_of
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 ASKED_WITHIN_S = 3.0
+T = TypeVar("T")
 
 
 def told(model: str, quality: Quality) -> str:
@@ -24,12 +25,12 @@ def unknown(client: Client, models: Iterable[str]) -> list[str]:
     return list(filter(None, (told(model, quality_of(client, model)) for model in models)))
 
 
-def in_time(connect: Callable[[], Client], *askers: Callable[[Client], Iterable[str]]) -> list[str]:
-    """The lines of each of these; none of those that ClickHouse does not answer within 3 s.
+def in_time(connect: Callable[[], Client], *askers: Callable[[Client], Iterable[T]]) -> list[T]:
+    """What each of these finds; nothing of those that ClickHouse does not answer within 3 s.
 
     Whoever asks after what runs must be answered, whatever does not.
     """
-    lines: list[str] = []
+    lines: list[T] = []
 
     def ask() -> None:
         from clickhouse_connect.driver.exceptions import ClickHouseError

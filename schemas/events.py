@@ -204,7 +204,7 @@ class JobRequested(Event, frozen=True, kw_only=True):
     `void_before` counts the jobs for the same cause that ended void in a row before it.
     `changed_at` is when what a drift noticed began (Unix ms; 0 = no drift), `accept` what the gate asks for
     ("" = as the reason asks; `no worse`). `new_examples` were there for it, said since `changed_at`, or since the
-    parent learned.
+    parent learned. `live_quality` is the share right of the version that serves (None: not known).
     """
 
     job_id: str
@@ -226,6 +226,7 @@ class JobRequested(Event, frozen=True, kw_only=True):
     recipe: dict[str, float] = {}
     void_before: int = 0
     new_examples: int = 0
+    live_quality: float | None = None
 
 
 class JobDeferred(Event, frozen=True, kw_only=True):
@@ -293,8 +294,8 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     `fingerprint` holds logits of the trained adapter on a fixed probe prompt (`probe`), in the number type `dtype`;
     whoever loads the adapter must reproduce them. `seen` lists the rows that it was trained on, of which the newest was
     said at `newest_row_ms`. `new_data` and `replay_data` name the shards as they were read, which may be shorter than
-    the job's: somebody in them was forgotten in between. `reason`, `changed_at`, `accept` and `void_before` are the
-    job's. `warnings` says in words what was left out of it.
+    the job's: somebody in them was forgotten in between. `reason`, `changed_at`, `accept`, `live_quality` and
+    `void_before` are the job's. `warnings` says in words what was left out of it.
     """
 
     job_id: str
@@ -323,6 +324,7 @@ class CandidateTrained(Event, frozen=True, kw_only=True):
     warnings: list[str] = []
     drift_id: str = ""
     void_before: int = 0
+    live_quality: float | None = None
 
 
 # --- validation and registry ------------------------------------------------------------------------
@@ -397,7 +399,7 @@ class ReviewRequested(Event, frozen=True, kw_only=True):
     """Asks the gate to look back on a promotion: `previous` (0 = the base) answers what was asked of `version` since.
 
     `data` are the shards written since `since_ms` (Unix ms), `epoch` the state that it is about; `look` counts the
-    reviews of this version from 1.
+    reviews of this version from 1. `live_quality` is its share right by feedback (None: not known).
     """
 
     review_id: str
@@ -407,6 +409,7 @@ class ReviewRequested(Event, frozen=True, kw_only=True):
     look: int
     since_ms: int
     data: ShardSet
+    live_quality: float | None = None
 
 
 class ReviewReached(Event, frozen=True, kw_only=True):
@@ -428,7 +431,7 @@ class ReviewReached(Event, frozen=True, kw_only=True):
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
-    """One numbered version of a model: an adapter on a base, its lineage and how it does live.
+    """One numbered version of a model: an adapter on a base, and its lineage.
 
     `status` is serving | retired | numbered (it has a number, and does not serve). `erasures` names those that removed
     rows it had learned from. `superior`: it was shown to be better than what served before it, so that later ones are
@@ -447,10 +450,6 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str = ""
     drift_id: str = ""
     status: str = "serving"
-    quality: float | None = None
-    quality_n: int = 0
-    quality_low: float | None = None
-    quality_high: float | None = None
     erasures: list[str] = []
     dtype: str = ""
     probe: str = ""
@@ -763,8 +762,8 @@ class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
 class ErasureCompleted(msgspec.Struct, frozen=True, kw_only=True):
     """The receipt: nothing of the subject is left in topics, shards, tables or their files on disk.
 
-    `tombstones` counts records by topic; `shards` and `rows` what was rewritten; `adapters` learned from those rows or
-    were judged on them; `jobs` were under way with them: what trained on them is void, or serves marked. `deleted`
+    `tombstones` counts records by topic; `shards` and `rows` what was rewritten; `adapters` learned from those rows;
+    `jobs` were under way with them: what trained on them is void, or serves marked. `deleted`
     counts adapters that no candidate had named, `log_places` the places in local logs that were overwritten.
     """
 

@@ -142,7 +142,7 @@ TOPICS: tuple[Topic, ...] = (
     ),
     Topic(
         "monitor.performance", (e.PerformanceMeasured,), "model@version", "key",
-        ("monitor",), ("register", "monitor"), retention_days=90,
+        ("monitor",), ("conduct", "monitor"), retention_days=90,
     ),
     Topic("monitor.drift", (e.DriftDetected,), "drift_id", "key", ("monitor",), ("conduct", "monitor")),
     Topic("monitor.alerts", (e.AlertSent,), "alert_id", "key", ("monitor",), ("monitor",), retention_days=90),

@@ -29,7 +29,7 @@ from serving.ticket import Generated, Request, RequestCancelled, Ticket
 
 __all__ = [
     "AdapterError", "Engine", "EngineClosed", "EngineError", "Generated", "PromptError", "Request",
-    "RequestCancelled", "Ticket", "same_fingerprint",
+    "RequestCancelled", "Ticket", "same_fingerprint", "tolerance",
 ]  # fmt: skip
 FINGERPRINT_LOGITS = 32
 # A token has four characters of English or so. What has more than this for each token that fits is never tokenised.
@@ -43,14 +43,19 @@ class PromptError(EngineError):
 def same_fingerprint(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-3) -> bool:
     """Whether two fingerprints agree: no difference exceeds `tolerance` times the largest logit (or 1).
 
-    The default is for one number type: other CPUs, thread counts and batch sizes stay far below it in float32,
-    while two adapters that hardly differ exceed it. Between float32 and bfloat16 allow 0.05, and know that
-    this no longer tells such adapters apart.
+    The default is for float32 on both sides: other CPUs, thread counts and batch sizes stay far below it, while two
+    adapters that hardly differ exceed it. Of other number types (trained on a GPU, served on a CPU) `tolerance` is
+    0.05, which no longer tells such adapters apart.
     """
     if len(a) != len(b) or not a:
         return False
     largest = max(1.0, *(abs(value) for value in (*a, *b)))
     return all(abs(x - y) <= tolerance * largest for x, y in zip(a, b, strict=True))
+
+
+def tolerance(*dtypes: str) -> float:
+    """What fingerprints of these number types may differ by (`same_fingerprint`); "" = not said, taken for float32."""
+    return 1e-3 if set(dtypes) <= {"float32", ""} else 5e-2
 
 
 class Engine:

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from schemas.events import AdapterLoaded, BaseRegistered, ModelStateChanged, Version
 from schemas.policy import ModelPolicy
-from serving.engine import AdapterError, Engine, EngineError, same_fingerprint
+from serving.engine import AdapterError, Engine, EngineError, same_fingerprint, tolerance
 from streams import kafka
 from streams.artifacts import ArtifactError, ArtifactStore
 from streams.registry import find
@@ -219,7 +219,8 @@ class Follower:
     def _compare(self, engine: Engine, name: str, entry: Version) -> None:
         """Unload what does not answer as its candidate did. Raises `RouteError`."""
         try:
-            if entry.fingerprint and not same_fingerprint(engine.fingerprint(name), entry.fingerprint):
+            allowed = tolerance(entry.dtype, engine.dtype)
+            if entry.fingerprint and not same_fingerprint(engine.fingerprint(name), entry.fingerprint, allowed):
                 raise RouteError("the loaded adapter does not reproduce its candidate's logits")
         except Exception as error:
             engine.unload(name)

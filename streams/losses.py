@@ -14,6 +14,7 @@ from schemas.events import ShardRef, ShardSet
 from streams.artifact_paths import MissingArtifactError
 from streams.artifacts import ArtifactStore, get_shard, get_shard_set
 
+TRAINED_KINDS = ("sft",)
 # A job that rows are taken from under its feet is asked for again this often; the next one is judged, and marked.
 MOST_VOID = 1
 

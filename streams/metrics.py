@@ -64,6 +64,9 @@ UNREADABLE = Counter(
     "tuneloop_unreadable_records", "Records of our own topics that a reader without dead letters passed over.",
     ["topic"], registry=registry,
 )  # fmt: skip
+MEASURING_FAILED = Counter(
+    "tuneloop_measuring_failed", "Looks at live quality that failed and were tried again.", registry=registry
+)
 SLOWED = Counter(
     "tuneloop_slowed_seconds", "Waited because most of what came in had to be refused.", registry=registry
 )

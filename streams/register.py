@@ -1,6 +1,6 @@
 """The step of `register`, the one writer of `models.registry` and `models.decisions`.
 
-Reads `models.verdicts`, `models.commands`, `monitor.performance`, `subjects.erasures`; what follows from them is
+Reads `models.verdicts`, `models.commands`, `subjects.erasures`; what follows from them is
 decided by `streams.registry`. State is the registry topic itself, read to its end on assignment.
 
 It also deletes adapters that no version has: the decision says which, and their files go once it is committed (by
@@ -25,7 +25,6 @@ from schemas.events import (
     ErasureCompleted,
     HoldRequested,
     ModelStateChanged,
-    PerformanceMeasured,
     ReviewReached,
     RollbackRequested,
     VerdictReached,
@@ -41,7 +40,7 @@ from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP = "register"
-TOPICS = ["models.verdicts", "models.commands", "monitor.performance", "subjects.erasures"]
+TOPICS = ["models.verdicts", "models.commands", "subjects.erasures"]
 
 
 class RegisterStep:
@@ -123,8 +122,6 @@ class RegisterStep:
         elif isinstance(event, ReviewReached):
             judges = self._policies.get(event.model, ModelPolicy()).judges
             outcome = registry.on_review(state, event, judges)
-        elif isinstance(event, PerformanceMeasured):
-            outcome = registry.on_performance(state, event)
         if outcome.state is not None:
             self._models[outcome.state.model] = outcome.state
         if outcome.decision is not None:

@@ -16,7 +16,6 @@ from schemas.events import (
     ErasureCompleted,
     HoldRequested,
     ModelStateChanged,
-    PerformanceMeasured,
     ReviewReached,
     RollbackRequested,
     VerdictReached,
@@ -220,22 +219,3 @@ def _unmarked(state: ModelStateChanged, previous: int) -> int | None:
         return 0
     before = [one.version for one in state.versions if one.version <= previous and not one.erasures]
     return max(before, default=None)
-
-
-def on_performance(state: ModelStateChanged | None, measured: PerformanceMeasured) -> Outcome:
-    """Note live quality on the champion; a retired version keeps what it had when it left.
-
-    The quality is of people (`PerformanceMeasured`): however much one says, it is one person's word.
-    """
-    entry = find(state, measured.version)
-    if state is None or entry is None or measured.recent_n == 0 or measured.version != state.champion:
-        return Outcome(None, None)
-    noted = msgspec.structs.replace(
-        entry, quality=measured.recent_quality, quality_n=measured.recent_n,
-        quality_low=measured.recent_low, quality_high=measured.recent_high,
-    )
-    if noted == entry:
-        return Outcome(None, None)
-    versions = [noted if old.version == entry.version else old for old in state.versions]
-    after = msgspec.structs.replace(state, versions=versions, change=state.change, reason=state.reason)
-    return Outcome(after, None)

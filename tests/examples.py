@@ -20,6 +20,7 @@ _FIXED: dict[str, Any] = {
     "messages": [e.Message(role="user", content="Where is my parcel?")],
     "prompt": "",
     "new_data": SHARDS,
+    "data": SHARDS,
     "checks": [CHECK],
     "fingerprint": [0.25, -1.5],
     "versions": [],

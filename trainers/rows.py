@@ -24,7 +24,6 @@ from streams.prepare.questions import FEW
 from streams.sorted_copies import COLUMNS, MOST_ASKERS, Sample, open_sample, rows_of
 from streams.words import Word, standing
 
-TRAINED_KINDS = ("sft",)
 NOTHING = no_rows(pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]))
 # Answers up to this long are classes.
 LONGEST_CLASS = 64

@@ -22,12 +22,11 @@ from serving.base import PROBE
 from serving.engine import Engine
 from streams import sorted_copies
 from streams.artifacts import ArtifactError, ArtifactStore, open_store, put_shard_set
-from streams.losses import as_they_stand, is_void, losses, reason
+from streams.losses import TRAINED_KINDS, as_they_stand, is_void, losses, reason
 from trainers import sft
 from trainers.dataset import TrainingSet
 from trainers.opened import taught_rows
 from trainers.row_files import places, put_table
-from trainers.rows import TRAINED_KINDS
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]

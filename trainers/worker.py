@@ -93,6 +93,7 @@ class WorkJob:
             changed_at=job.changed_at,
             accept=job.accept,
             void_before=job.void_before,
+            live_quality=job.live_quality,
             seconds=elapsed_s,
             **result
             | msgspec.convert({name: result[name] for name in _SETS}, dict[str, ShardSet | None])

@@ -32,8 +32,9 @@ def ls(format: Format = Format.table) -> None:
     for name, policy in context.settings.models.items():
         state = states.get(name)
         champion = state.champion if state else 0
-        table.append(_row(name, 0, champion, policy.base, None))
-        table += [_row(name, v.version, champion, v.base, v) for v in (state.versions if state else [])]
+        live = _live(name)
+        table.append(_row(name, 0, champion, policy.base, None, live))
+        table += [_row(name, v.version, champion, v.base, v, live) for v in (state.versions if state else [])]
     show(table, format)
     tell_unknown = lambda client: live_quality.unknown(client, context.settings.models)  # noqa: E731
     for line in live_quality.in_time(lambda: context.clickhouse(writes=False), tell_unknown):
@@ -43,12 +44,26 @@ def ls(format: Format = Format.table) -> None:
             err.print(f"{name} is held ({state.held}); `tuneloop models resume {name}` lets it go on")
 
 
-def _row(model: str, version: int, champion: int, base: str, entry: Version | None) -> dict[str, Any]:
+def _live(model: str) -> dict[int, tuple[float | None, int | None]]:
+    """How each version did when it was last measured: the share right, and of how many answers."""
+    query = (
+        "SELECT version, argMax(tuple(recent_quality), ts).1 AS quality, argMax(recent_n, ts) AS n "
+        "FROM tuneloop.performance_measured WHERE model = {model:String} GROUP BY version"
+    )
+    ask = lambda client: rows(client, query, model=model)  # noqa: E731
+    found = live_quality.in_time(lambda: context.clickhouse(writes=False), ask)
+    return {row["version"]: (row["quality"], row["n"]) for row in found}
+
+
+def _row(
+    model: str, version: int, champion: int, base: str, entry: Version | None,
+    live: dict[int, tuple[float | None, int | None]],
+) -> dict[str, Any]:  # fmt: skip
     status = "champion" if version == champion else (entry.status if entry else "base")
     return {
         "version": f"{model}@{version}", "status": status, "base": base,
-        "adapter": entry.digest[:12] if entry else None, "live_quality": entry.quality if entry else None,
-        "n": entry.quality_n if entry else None, "job": entry.job_id if entry else None,
+        "adapter": entry.digest[:12] if entry else None, "live_quality": live.get(version, (None, None))[0],
+        "n": live.get(version, (None, None))[1], "job": entry.job_id if entry else None,
     }  # fmt: skip
 
 
@@ -77,7 +92,8 @@ def show_model(
         digest=entry.digest,
     )
     checks = json.loads(found[0]["checks"]) if found else []
-    facts = {**_facts(model, entry), "quality is known": quality_of(client, model).why or "yes"}
+    live = _live(model).get(entry.version, (None, None))
+    facts = {**_facts(model, entry, live), "quality is known": quality_of(client, model).why or "yes"}
     if format is Format.json:
         show([{**facts, "checks": checks}], format)
         return
@@ -93,12 +109,12 @@ def _show_lineage(found: dict[str, Any], format: Format) -> None:
     show(version_lineage.shard_table(found), format)
 
 
-def _facts(model: str, entry: Version) -> dict[str, Any]:
+def _facts(model: str, entry: Version, live: tuple[float | None, int | None]) -> dict[str, Any]:
     return {
         "version": f"{model}@{entry.version}", "status": entry.status, "base": entry.base, "adapter": entry.digest,
         "path": entry.path, "job": entry.job_id, "drift": entry.drift_id or None,
         "new rows": entry.new_data.rows, "replayed rows": entry.replay_data.rows if entry.replay_data else 0,
-        "live quality": entry.quality, "live n": entry.quality_n,
+        "live quality": live[0], "live n": live[1],
         "learned from rows erased by": ", ".join(entry.erasures) or None,
     }  # fmt: skip
 

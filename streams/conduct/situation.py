@@ -209,6 +209,9 @@ class Knowledge:
         )
         for row in found:
             self._next_offset = row["_offset"] + 1
+            if not row["rows"]:  # of what was dropped nothing is left to open
+                self._shards.get(row["model"], {}).pop(row["shard_id"], None)
+                continue
             ref = ShardRef(shard_id=row["shard_id"], path=row["path"], digest=row["digest"], rows=row["rows"])
             by_split = json.loads(row["rows_by_split"])
             tests = HeldRows(by_split.get("test", 0), json.loads(row["units_by_split"]).get("test", 0))
@@ -301,6 +304,16 @@ class Knowledge:
             job=job_id,
         )
         return max(0, int(found[0]["ms"]))
+
+    def live_quality(self, model: str, version: int) -> float | None:
+        """How a version does, by the last that was measured of it; None where nothing was."""
+        found = rows(
+            self._client,
+            "SELECT recent_quality FROM tuneloop.performance_measured WHERE model = {model:String} "
+            "AND version = {version:Int64} ORDER BY ts DESC LIMIT 1",
+            model=model, version=version,
+        )
+        return found[0]["recent_quality"] if found else None
 
     def recovery(self, model: str, version: int, since_ms: int) -> Recovery | None:
         """How a version does on its last scored answers given after then, each person counted alike."""

@@ -1,8 +1,8 @@
 """The step of `conduct`: opens and closes triggers, and asks for jobs, of each model one at a time.
 
-Reads `monitor.drift` and `models.commands`; asks ClickHouse for the rest (`streams.conduct.situation`). Writes
-`training.triggers`, `training.jobs`, reviews of promotions to `models.candidates`, and `JobDeferred` to
-`training.progress` whenever what a job waits for changes.
+Reads `monitor.drift`, `monitor.performance` and `models.commands`; asks ClickHouse for the rest
+(`streams.conduct.situation`). Writes `training.triggers`, `training.jobs`, reviews of promotions to
+`models.candidates`, and `JobDeferred` to `training.progress` whenever what a job waits for changes.
 
 State is its own topics, read to their end on assignment (`streams.conduct.ledger`); it looks at the situation only
 while it has its partitions. What it says goes out in transactions: of two processes one is fenced, and a restart in
@@ -25,6 +25,7 @@ from schemas.events import (
     HoldRequested,
     JobDeferred,
     JobRequested,
+    PerformanceMeasured,
     ReviewRequested,
     TrainingRequested,
     TriggerClosed,
@@ -47,7 +48,9 @@ from streams.unreadable import readable
 
 log = logging.getLogger(__name__)
 GROUP = "conduct"
-TOPICS = ["monitor.drift", "models.commands"]
+TOPICS = ["monitor.drift", "monitor.performance", "models.commands"]
+# What its state follows from; how well a version does is only known as it is now.
+REMEMBERED = ("monitor.drift", "models.commands")
 OWN_TOPICS = ("training.triggers", "training.jobs", "models.candidates")
 # A promotion is looked back on when these shares of `review_answers` were said since.
 LOOKS = (1 / 6, 1 / 3, 2 / 3)
@@ -72,6 +75,7 @@ class ConductStep:
         self._ledger = Ledger()
         self._held: dict[str, str] = {}
         self._drifts: dict[str, float] = {}  # thresholds by drift
+        self._live: dict[tuple[str, int], float | None] = {}
         self._ends: dict[str, End] = {}
         self._said: dict[str, tuple[int, dict[str, str]]] = {}  # what each trigger was last said to wait for, and when
         self._looked_ms: dict[str, int] = {}
@@ -81,7 +85,7 @@ class ConductStep:
     def assigned(self, partitions: list[tuple[str, int]]) -> None:
         """All that was ever said, from Kafka."""
         read = lambda topic: readable(kafka.read_to_end(self._bootstrap, topic, settled=True))  # noqa: E731
-        self.remember(event for topic in (*TOPICS, *OWN_TOPICS) for event in read(topic))
+        self.remember(event for topic in (*REMEMBERED, *OWN_TOPICS) for event in read(topic))
 
     def remember(self, said: Iterable[tuple[Envelope, Any]]) -> None:
         """Begin anew with what was said so far."""
@@ -95,6 +99,15 @@ class ConductStep:
             self._held[event.model] = (event.reason or "asked for") if event.hold else ""
         elif isinstance(event, DriftDetected):
             self._drifts[event.drift_id] = event.threshold
+        elif isinstance(event, PerformanceMeasured):
+            self._live[event.model, event.version] = event.recent_quality
+
+    def _live_quality(self, facts: Facts) -> float | None:
+        """The share right of the version that serves, as it was last heard of, or else as it stands in ClickHouse."""
+        if facts.champion is None:
+            return None
+        key = facts.model, facts.champion.version
+        return self._live[key] if key in self._live else self._knowledge.live_quality(*key)
 
     def handle(self, batch: list[Record]) -> list[Out]:
         outs: list[Out] = []
@@ -237,7 +250,7 @@ class ConductStep:
         event = ReviewRequested(
             model=model, review_id="review-" + content_hash(model, facts.epoch, due[-1]),
             version=facts.champion.version, previous=facts.previous, epoch=facts.epoch, look=due[-1],
-            since_ms=facts.since_ms,
+            since_ms=facts.since_ms, live_quality=self._live_quality(facts),
             data=put_shard_set(self._store, model, [shard.ref for shard in shards]),
         )
         subject = f"{model}@{facts.champion.version}"
@@ -279,7 +292,8 @@ class ConductStep:
         return History(self._ledger.jobs(model), self._ends)
 
     def _request(self, attempt: Attempt, facts: Facts) -> list[Out]:
-        job = request(facts, self._policies[facts.model], attempt, self._store, len(self._ledger.jobs(facts.model)))
+        number, live = len(self._ledger.jobs(facts.model)), self._live_quality(facts)
+        job = request(facts, self._policies[facts.model], attempt, self._store, number, live)
         for one in attempt.answers:
             self._said.pop(one.id, None)
         log.info("%s: %s asked for (%s)", job.model, job.job_id, job.reason)
@@ -299,7 +313,9 @@ class ConductStep:
         return [self._out(event, lead.id, lead.correlation_id, lead.id)]
 
 
-def request(facts: Facts, policy: ModelPolicy, attempt: Attempt, store: ArtifactStore, number: int) -> JobRequested:
+def request(
+    facts: Facts, policy: ModelPolicy, attempt: Attempt, store: ArtifactStore, number: int, live: float | None
+) -> JobRequested:  # fmt: skip
     """The job that an attempt becomes, all inputs resolved to digests.
 
     `number` tells it from others of the same inputs; `facts.base` must be known. Raises `ArtifactError`.
@@ -323,6 +339,6 @@ def request(facts: Facts, policy: ModelPolicy, attempt: Attempt, store: Artifact
         new_data=new_data, replay_data=replay_data, drift_id=attempt.lead.said.drift_id,
         answers=[one.id for one in attempt.answers], recipe=policy.recipe, void_before=attempt.void_before,
         changed_at=attempt.changed_at, accept=attempt.lead.said.accept,
-        new_examples=facts.new_examples(attempt.changed_at),
+        new_examples=facts.new_examples(attempt.changed_at), live_quality=live,
     )
 

@@ -173,7 +173,7 @@ class Erasure:
         now = {one.shard_id: one.digest for one in changed}
         client = connect(self._clickhouse)
         return {
-            "adapters": shards.taught(self._store, models.values(), pending, changed),
+            "adapters": shards.taught(self._store, models.values(), pending, self._event.erasure_id),
             "jobs": [job for job, *sets in tables.jobs_under_way(client) if shards.held(self._store, now, *sets)],
             "deleted": shards.sweep_adapters(self._store, {one.digest for one in candidates}),
         }

@@ -20,7 +20,7 @@ from schemas.events import CandidateTrained, ModelStateChanged, ShardRef, ShardS
 from schemas.personal import PERSON_FIELDS
 from schemas.shards import SHARD_SCHEMA, read_table
 from streams.artifacts import UNFINISHED, ArtifactStore, get_shard, get_shard_set, replace_shard
-from streams.losses import Loss, note_loss
+from streams.losses import TRAINED_KINDS, Loss, losses, note_loss
 from streams.prepare.shard import counted, put_shard, ref_of
 
 # Columns that hold a person's id; a row without words keeps its unit.
@@ -119,21 +119,25 @@ def sweep_adapters(store: ArtifactStore, named: set[str]) -> int:
 
 
 def taught(
-    store: ArtifactStore, states: Iterable[ModelStateChanged], pending: Iterable[CandidateTrained],
-    changed: Iterable[ShardWritten],
+    store: ArtifactStore, states: Iterable[ModelStateChanged], pending: Iterable[CandidateTrained], erasure_id: str
 ) -> list[TaughtBy]:
-    """The versions, and the candidates not decided on, that learned from (or were judged on) what was taken out."""
-    now = {one.shard_id: one.digest for one in changed}
+    """The versions, and the candidates not decided on, that learned from what was taken out. Whom it only judged knows
+    nothing of it."""
     found = []
     for state in states:
         for version in state.versions:
-            if held(store, now, version.new_data, version.replay_data):
+            if _learned(store, erasure_id, version.new_data, version.replay_data):
                 found.append(TaughtBy(model=state.model, version=version.version, digest=version.digest))
     numbered = {one.digest for one in found}
     for one in pending:
-        if one.digest not in numbered and held(store, now, one.new_data, one.replay_data):
+        if one.digest not in numbered and _learned(store, erasure_id, one.new_data, one.replay_data):
             found.append(TaughtBy(model=one.model, version=0, digest=one.digest))
     return found
+
+
+def _learned(store: ArtifactStore, erasure_id: str, *sets: ShardSet | None) -> bool:
+    refs = [ref for one in sets for ref in get_shard_set(store, one)]
+    return erasure_id in losses(store, refs, TRAINED_KINDS)
 
 
 def held(store: ArtifactStore, now: dict[str, str], *sets: ShardSet | None) -> bool:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 SOURCE = "monitor"
 LOOK_EVERY_S = 0.5
 PERFORMANCE_EVERY_S = 2.0
+LONGEST_PAUSE_S = 60.0
 # What is recent: of so many people who answered last, so many answers each.
 RECENT_PEOPLE, RECENT_ANSWERS = 200, 20
 
@@ -45,15 +46,24 @@ class Measurer:
         self._judged: dict[tuple[str, int, int], int] = {}
 
     def run(self, stop: threading.Event) -> None:
-        last_performance = 0.0
+        """Until `stop`. What fails is tried again after growing pauses: landing goes on meanwhile."""
+        last_performance, failures = 0.0, 0
         while not stop.is_set():
             began = time.monotonic()
-            for model, policy in self._policies.items():
-                self.look_for_drift(model, policy)
-                if began - last_performance >= PERFORMANCE_EVERY_S:
-                    self.measure(model, policy)
-            if began - last_performance >= PERFORMANCE_EVERY_S:
-                last_performance = began
+            due = began - last_performance >= PERFORMANCE_EVERY_S
+            try:
+                for model, policy in self._policies.items():
+                    self.look_for_drift(model, policy)
+                    if due:
+                        self.measure(model, policy)
+            except Exception:
+                failures += 1
+                metrics.MEASURING_FAILED.inc()
+                log.exception("measuring failed %d times in a row; trying again", failures)
+                stop.wait(min(LONGEST_PAUSE_S, LOOK_EVERY_S * 2**failures))
+                continue
+            failures = 0
+            last_performance = began if due else last_performance
             # Looking costs more as answers pile up: never spend more than a fifth of a core on it.
             stop.wait(max(LOOK_EVERY_S, 4 * (time.monotonic() - began)))
 

@@ -71,7 +71,7 @@ def remembered(store: ArtifactStore, shards: Sequence[ShardRef]) -> Iterator[pa.
     files, covered = _usable(store, {ref.digest for ref in shards})
     for file in files:
         yield from _pieces(file.held.table)
-    alone = [ref for ref in shards if ref.digest not in covered]
+    alone = [ref for ref in shards if ref.rows and ref.digest not in covered]
     digests: list[str] = []
     tables: list[pa.Table] = []
     for ref in alone:

@@ -21,7 +21,7 @@ from schemas.events import ShardWritten, SubjectShared
 from schemas.identity import shard_id
 from schemas.policy import ModelPolicy
 from schemas.shards import SHARD_SCHEMA
-from streams import kafka
+from streams import kafka, metrics
 from streams.artifacts import ArtifactStore
 from streams.dead_letters import Budget, dead_letter
 from streams.erased import Nobody, Suppression
@@ -179,7 +179,9 @@ def read_committed(bootstrap: str) -> Committed:
     """What stands in the topic."""
     shards: dict[str, ShardWritten] = {}
     shared: dict[str, SubjectShared] = {}
-    for _, event in readable(kafka.read_to_end(bootstrap, SHARDS, settled=True)):
+    for number, (_, event) in enumerate(readable(kafka.read_to_end(bootstrap, SHARDS, settled=True))):
+        if number % 1_000 == 0:
+            metrics.heartbeat()  # millions of shards take longer than a loop may be silent
         if isinstance(event, ShardWritten):
             shards[event.shard_id] = event
         else:

@@ -27,7 +27,7 @@ _CHECK = e.Check(
 _VERSION = e.Version(
     version=2, digest="0b9e" * 16, path=_ADAPTER, base="pydoc-4m", base_digest="e0c4" * 16, job_id="job-1f2e",
     fingerprint=_FINGERPRINT, new_data=_NEW, replay_data=_REPLAY, correlation_id="drift-9a31", drift_id="drift-9a31",
-    quality=0.913, quality_n=200, quality_low=0.866, quality_high=0.945, dtype="bfloat16", probe="Hello", seen=_SEEN,
+    dtype="bfloat16", probe="Hello", seen=_SEEN,
     superior=True, newest_row_ms=1_763_700_000_123,
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
         base_digest="e0c4" * 16, parent_version=1, parent_path="adapters/77/11", parent_digest="7711" * 16,
         new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", recipe={"rank": 16.0},
         answers=["trigger-31"], spec=e.JobSpec(method="qlora", objective="sft", mixture={"topics": 1.0}), policy_epoch=3,
-        changed_at=1_763_690_000_000, accept="no worse", new_examples=212,
+        changed_at=1_763_690_000_000, accept="no worse", new_examples=212, live_quality=0.55,
     ),
     e.JobDeferred(
         model="support", trigger_id="trigger-31", new_examples=140, min_new_examples=200,
@@ -82,7 +82,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
         base_path="bases/e0c4", base_digest="e0c4" * 16, parent_version=1, new_data=_NEW, replay_data=_REPLAY,
         method="lora", examples=2_216, steps=180, tokens=96_113, loss=0.18, seconds=71.2, fingerprint=_FINGERPRINT,
         drift_id="drift-9a31", dtype="bfloat16", probe="Hello", seen=_SEEN, reason="drift",
-        changed_at=1_763_690_000_000, newest_row_ms=1_763_700_000_123, warnings=["2 rows are too long"],
+        changed_at=1_763_690_000_000, newest_row_ms=1_763_700_000_123, warnings=["2 rows are too long"], live_quality=0.55,
     ),
     e.VerdictReached(
         model="support", job_id="job-1f2e", digest="0b9e" * 16, passed=True, reason="better on recent data",
@@ -93,7 +93,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     e.ReviewRequested(
         model="support", review_id="review-7c1e", version=2, previous=1, epoch=7, look=1, since_ms=1_763_700_000_123,
-        data=_NEW,
+        data=_NEW, live_quality=0.71,
     ),
     e.ReviewReached(
         model="support", review_id="review-7c1e", version=2, previous=1, epoch=7, worse=False, checks=[_CHECK],

@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterator
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.codec import Envelope
-from schemas.events import ModelStateChanged, PerformanceMeasured, RecordSubmitted, ShardSet, Version
+from schemas.events import PerformanceMeasured, RecordSubmitted
 from schemas.identity import split_key, split_of
 from schemas.policy import ModelPolicy
 from streams.monitor.detector import DetectorSettings, detect
@@ -19,8 +20,9 @@ from streams.monitor.intervals import wilson
 from streams.monitor.measure import performance_event
 from streams.prepare.admit import Admission
 from streams.prepare.rules import Prepared, prepare
-from streams.registry import on_performance
 from tests.ids import SECRET
+from trainers.gate.review import MOST_ASKED, surely_worse
+from trainers.rows import JudgingRow, Row
 
 POLICY, SETTINGS = ModelPolicy(), DetectorSettings()
 Said = tuple[bool, str]
@@ -93,21 +95,6 @@ def test_whatever_one_person_says_and_when_raises_no_drift(script: list[tuple[in
 # -- rolling back -------------------------------------------------------------------------------------
 
 
-def state(quality: float = 0.93, people: int = 200) -> ModelStateChanged:
-    """Version 2 serves; version 1 before it reached `quality` with so many people."""
-    low, high = wilson(quality * people, people)
-    versions = [
-        Version(
-            version=number, digest=f"d{number}", path="p", base="b", base_digest="b", job_id=f"j{number}", fingerprint=[],
-            new_data=ShardSet(path="", digest="", shards=0, rows=0), quality=quality, quality_low=low, quality_high=high,
-        )
-        for number in (1, 2)
-    ]  # fmt: skip
-    return ModelStateChanged(
-        model="support", base="b", epoch=2, champion=2, previous=1, versions=versions, change="promoted", reason="",
-    )  # fmt: skip
-
-
 def measured(shares: list[float], answers: list[int]) -> PerformanceMeasured:
     """What is published of people with these shares of right answers and so many answers each."""
     row = {
@@ -118,9 +105,18 @@ def measured(shares: list[float], answers: list[int]) -> PerformanceMeasured:
     return performance_event("support", POLICY, row)
 
 
-def champion(shares: list[float], answers: list[int]) -> int:
-    outcome = on_performance(state(), measured(shares, answers), POLICY.max_live_loss)
-    return outcome.state.champion if outcome.state else 2
+def undone(shares: list[float], answers: list[int]) -> bool:
+    """Whether a promotion is undone on the word of people with these shares of right answers, so many each, of whom those
+    who say that it is worse say so where the version before was right."""
+    rows, new, old = [], list[float](), list[float]()
+    for person, (share, count) in enumerate(zip(shares, answers, strict=True)):
+        for number in range(min(count, MOST_ASKED)):
+            row = Row((), "answer", "train", f"{person}/{number}", (1, 0, number), unit=f"person-{person}", sampled="all")
+            rows.append(JudgingRow(row, 1.0, False))
+            right = number < share * count
+            new.append(float(right))
+            old.append(1.0 if share == 0 else float(right))
+    return not surely_worse(rows, np.array(new), np.array(old), POLICY, live=0.5, look=1).passed
 
 
 @pytest.mark.parametrize(
@@ -128,15 +124,15 @@ def champion(shares: list[float], answers: list[int]) -> int:
     [
         ([0.0], [100]),
         ([0.0], [1_000_000]),
-        ([0.0] + [0.93] * 19, [1_000] + [5] * 19),
-        ([0.0] + [0.93] * 100, [100] + [1] * 100),
+        ([0.0] + [1.0] * 19, [1_000] + [5] * 19),
+        ([0.0] + [1.0] * 100, [100] + [1] * 100),
         ([0.0] * 5, [200] * 5),
         ([0.0] * 19, [100] * 19),
     ],
     ids=["alone", "alone, a million times", "of twenty", "of a hundred", "five people, no others", "nineteen people"],
 )
 def test_few_people_roll_nothing_back_however_much_they_say(shares: list[float], answers: list[int]) -> None:
-    assert champion(shares, answers) == 2
+    assert not undone(shares, answers)
 
 
 def test_bounds_are_of_people_and_not_of_what_they_say() -> None:
@@ -146,8 +142,8 @@ def test_bounds_are_of_people_and_not_of_what_they_say() -> None:
 
 
 def test_a_hundred_people_do() -> None:
-    assert champion([0.0] * 100 + [1.0] * 50, [1] * 150) == 1
-    assert champion([0.2] * 100, [1] * 100) == 1
+    assert undone([0.0] * 100 + [1.0] * 50, [1] * 150)
+    assert undone([0.0] * 60 + [1.0] * 40, [1] * 100)
 
 
 # -- the hold-out -------------------------------------------------------------------------------------

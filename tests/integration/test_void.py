@@ -168,6 +168,38 @@ def test_what_its_parent_had_learned_marks_a_candidate_and_does_not_make_it_void
     assert not verdict.void and verdict.erasures == ["erasure-old"]
 
 
+def version_of(candidate: e.CandidateTrained, number: int) -> e.Version:
+    fields = {name: getattr(candidate, name) for name in ("digest", "path", "base", "base_digest", "job_id", "fingerprint", "new_data")}
+    return e.Version(version=number, **fields)
+
+
+def test_a_candidate_on_another_base_is_compared_each_in_its_own_engine(loop: Loop, tmp_path: Path) -> None:
+    first, *_ = loop.train(loop.job())
+    loop.base_path, loop.base_digest = loop.store.put_folder("bases", make_tiny_base(tmp_path / "other", hidden=32, layers=1))
+    second, *_ = loop.train(loop.job())
+    assert first.base_digest != second.base_digest
+    state = example(e.ModelStateChanged, "m", champion=1, versions=[version_of(first, 1)])
+    verdict = loop.judged(second, state=state)
+    assert verdict.champion_version == 1 and verdict.checks and "another base" not in verdict.reason
+    assert {check.check for check in verdict.checks} >= {"superiority", "classes"}
+
+
+def test_a_look_back_has_both_versions_answer_what_was_asked_since(loop: Loop) -> None:
+    candidate, *_ = loop.train(loop.job())
+    state = example(e.ModelStateChanged, "m", champion=1, previous=0, epoch=1, versions=[version_of(candidate, 1)])
+    given = put_shard_set(loop.store, "m", [ref_of(loop.shard)])
+    asked = e.ReviewRequested(
+        model="m", review_id="r", version=1, previous=0, epoch=1, look=1, since_ms=1, data=given, live_quality=0.5
+    )
+    request = msgspec.to_builtins({"review": asked, "policy": POLICY, "state": state})
+    found = judge.judge(request, lambda message: None, loop.store)
+    (check,) = found["checks"]
+    assert found["worse"] is False and check["check"] == "review" and check["n"] == 2, "eve's and tom's, asked since"
+    elsewhere = msgspec.structs.replace(state, champion=2)
+    past = judge.judge(msgspec.to_builtins({"review": asked, "policy": POLICY, "state": elsewhere}), lambda message: None, loop.store)
+    assert past == {"worse": False, "reason": "version 2 serves now", "checks": []}
+
+
 class Told:
     """What the conductor knows after events were landed as the monitor lands them."""
 

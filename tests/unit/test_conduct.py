@@ -19,6 +19,7 @@ from schemas.events import (
     HoldRequested,
     JobDeferred,
     JobRequested,
+    PerformanceMeasured,
     ReviewRequested,
     ShardRef,
     TrainingRequested,
@@ -57,6 +58,7 @@ class World:
         self.ends_: dict[str, End] = {}
         self.now, self.shards, self.store, self.trainer = NOW, itertools.count(), ArtifactStore(str(folder)), trainer
         self.recovery_: Recovery | None = None
+        self.live: float | None = 0.9
         self.heard, self.broken = 0, False
         self.said: list[tuple[Envelope, Any]] = []
         self.step = self.fresh()
@@ -87,6 +89,9 @@ class World:
 
     def heard_ms(self, job: str) -> int:
         return self.heard
+
+    def live_quality(self, model: str, version: int) -> float | None:
+        return self.live
 
     def recovery(self, model: str, version: int, since_ms: int) -> Recovery | None:
         return self.recovery_
@@ -671,6 +676,20 @@ def test_nothing_else_is_looked_back_on(tmp_path: Path, why: str) -> None:
         world.looked(500)
     world.tick()
     assert reviews(world) == []
+
+
+def test_a_job_and_a_review_carry_how_well_the_version_does_by_what_was_last_heard(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.serve(champion(2), change="promoted", previous=1)
+    world.looked(50)
+    world.tick()
+    world.tell(example(PerformanceMeasured, "support", version=2, recent_quality=0.4))
+    world.tell(example(PerformanceMeasured, "support", version=1, recent_quality=0.1))
+    world.drift(version=2)
+    world.examples(200)
+    world.tick()
+    assert [event.live_quality for event in world.of(ReviewRequested)] == [0.9, 0.4]
+    assert [job.live_quality for job in world.jobs()] == [0.4]
 
 
 def test_the_ledger_keeps_a_bounded_number_of_jobs() -> None:

@@ -39,11 +39,11 @@ def test_a_version_that_is_thirty_points_worse_is_undone_at_the_first_look() -> 
 
 def test_of_equal_versions_hardly_one_in_a_hundred_is_undone_over_all_looks() -> None:
     rng, undone = np.random.default_rng(1), 0
-    for _ in range(150):
+    for _ in range(60):
         new, old = scores(rng, 200, 0.7), scores(rng, 200, 0.7)
         looks = [surely_worse(rows(n), new[:n], old[:n], POLICY, live=0.7, look=k) for k, n in enumerate((50, 100, 200), 1)]
         undone += any(not check.passed for check in looks)
-    assert undone <= 3
+    assert undone <= 2
 
 
 def test_a_bad_week_is_not_a_bad_version() -> None:

@@ -11,7 +11,6 @@ from schemas.events import (
     ErasureCompleted,
     HoldRequested,
     ModelStateChanged,
-    PerformanceMeasured,
     ReviewReached,
     RollbackRequested,
     ShardSet,
@@ -21,10 +20,8 @@ from schemas.events import (
 from streams.registry import (
     KEPT_VERSIONS,
     Outcome,
-    find,
     on_erasure,
     on_hold,
-    on_performance,
     on_review,
     on_rollback,
     on_verdict,
@@ -174,34 +171,18 @@ def test_what_cannot_be_rolled_back_is_refused() -> None:
     assert "no version 9" in refusal(on_rollback(state, RollbackRequested(model="support", to_version=9)), refuse)
 
 
-def live(
-    version: int, quality: float | None, n: int, spread: float = 0.03, people: int = 0, **fields: Any
-) -> PerformanceMeasured:
-    low, high = (None, None) if quality is None else (quality - spread, quality + spread)
-    return PerformanceMeasured(
-        model="support", version=version, metric="correct", requests=n, feedback_share=1.0, quality_n=n,
-        recent_n=n, recent_people=people or n, recent_quality=quality, recent_low=low, recent_high=high, **fields,
-    )
-
-
-def served(quality_before: float) -> ModelStateChanged:
-    """Version 1 reached `quality_before`, then version 2 took over."""
-    state = after(on_performance(promoted(1), live(1, quality_before, 200)))
-    return after(on_verdict(state, verdict("d2", 1), "c"))
-
-
 def reviewed(state: ModelStateChanged, *, worse: bool = True, **fields: Any) -> ReviewReached:
     about = {"version": state.champion, "previous": state.previous, "epoch": state.epoch, **fields}
     return ReviewReached(model="support", review_id="review-1", worse=worse, reason="0.9 before, 0.6 now", checks=[], **about)
 
 
 def test_a_promotion_that_a_review_showed_to_be_worse_is_undone_once() -> None:
-    outcome = on_review(served(0.9), reviewed(served(0.9)))
+    outcome = on_review(promoted(2), reviewed(promoted(2)))
     state = after(outcome)
     assert (state.champion, state.previous, statuses(state)) == (1, 2, {1: "serving", 2: "rolled-back"})
     assert outcome.decision is not None
     assert (outcome.decision.decision, outcome.decision.reason, outcome.decision.actor) == ("rolled-back", "0.9 before, 0.6 now", "gate")
-    assert on_review(state, reviewed(served(0.9))) == Outcome(None, None), "a replay"
+    assert on_review(state, reviewed(promoted(2))) == Outcome(None, None), "a replay"
     assert on_review(state, reviewed(state)) == Outcome(None, None), "a rollback is not undone in its turn"
 
 
@@ -218,8 +199,8 @@ def test_a_first_promotion_is_undone_to_the_base() -> None:
     ],
 )  # fmt: skip
 def test_no_rollback_without_evidence(fields: dict[str, Any], why: str) -> None:
-    assert on_review(served(0.9), reviewed(served(0.9), **fields)) == Outcome(None, None), why
-    assert on_review(None, reviewed(served(0.9))) == Outcome(None, None)
+    assert on_review(promoted(2), reviewed(promoted(2), **fields)) == Outcome(None, None), why
+    assert on_review(None, reviewed(promoted(2))) == Outcome(None, None)
 
 
 def test_nothing_is_rolled_back_to_what_learned_from_the_erased() -> None:
@@ -236,24 +217,6 @@ def receipt(digest: str, erasure: str = "erasure-1") -> ErasureCompleted:
         erasure_id=erasure, subject_hash="h", tombstones={}, shards=1, rows=1,
         adapters=[TaughtBy(model="support", version=0, digest=digest)],
     )
-
-
-def test_an_unfinished_measurement_changes_nothing_dangerous() -> None:
-    outcome = on_performance(served(0.9), live(2, None, 500))
-    assert outcome.decision is None and (outcome.state is None or outcome.state.champion == 2)
-    assert on_performance(served(0.9), live(2, 0.1, 0)) == Outcome(None, None)
-    assert on_performance(None, live(1, 0.1, 500)) == Outcome(None, None)
-    assert on_performance(served(0.9), live(7, 0.1, 500)) == Outcome(None, None)
-
-
-def test_live_quality_is_noted_on_the_champion_only() -> None:
-    state = served(0.9)
-    noted = after(on_performance(state, live(2, 0.93, 150)))
-    entry = find(noted, 2)
-    assert entry is not None and (entry.quality, entry.quality_n) == (0.93, 150)
-    assert noted.epoch == state.epoch, "a note makes no command stale"
-    assert on_performance(noted, live(2, 0.93, 150)) == Outcome(None, None), "nothing new, nothing said"
-    assert on_performance(state, live(1, 0.2, 500)) == Outcome(None, None), "a retired version keeps what it had"
 
 
 def void(digest: str, champion: int, **fields: Any) -> VerdictReached:

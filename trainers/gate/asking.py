@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.events import CandidateTrained, Version
 from schemas.policy import ModelPolicy
-from serving.engine import Engine, PromptError, Request, Ticket, same_fingerprint
+from serving.engine import Engine, PromptError, Request, Ticket, same_fingerprint, tolerance
 from streams.artifacts import ArtifactStore
 from trainers.gate.parts import Part
 from trainers.rows import JudgingRow
@@ -38,12 +38,13 @@ class Player:
 
     base_digest: str
     digest: str = ""
-    fingerprint: tuple[float, ...] = ()
+    fingerprint: tuple[float, ...] = field(default=(), compare=False)
+    dtype: str = field(default="", compare=False)
 
 
 def player(entry: Version | CandidateTrained, *, checked: bool = False) -> Player:
     """A version or candidate; `checked`: only if its logits are those that it was published with."""
-    return Player(entry.base_digest, entry.digest, tuple(entry.fingerprint) if checked else ())
+    return Player(entry.base_digest, entry.digest, tuple(entry.fingerprint) if checked else (), entry.dtype)
 
 
 class Answers:
@@ -93,18 +94,24 @@ def answering(players: Sequence[Player], policy: ModelPolicy, store: ArtifactSto
     """Engines of all bases that these need, with their adapters. Raises `RefusedError`, what store and engine raise."""
     engines: dict[str, Engine] = {}
     with ExitStack() as stack:
-        for one in dict.fromkeys(players):
+        loaded = set[Player]()
+        for one in players:
             if one.base_digest not in engines:
                 folder = store.get_folder(f"bases/{one.base_digest}", one.base_digest)
                 longest = policy.max_prompt_tokens + policy.max_tokens
                 engines[one.base_digest] = Engine(folder, slots=BATCH, max_length=longest, threads=2)
                 stack.callback(engines[one.base_digest].close)
-            if one.digest:
-                engine = engines[one.base_digest]
+            engine = engines[one.base_digest]
+            if one.digest and one not in loaded:
                 engine.load(one.digest, store.get_folder(f"adapters/{one.digest}", one.digest))
-                if one.fingerprint and not same_fingerprint(engine.fingerprint(one.digest), list(one.fingerprint)):
-                    raise RefusedError("the stored adapter does not reproduce the logits it was published with")
+                loaded.add(one)
+            if one.fingerprint and not _reproduces(engine, one):
+                raise RefusedError("the stored adapter does not reproduce the logits it was published with")
         yield Answers(engines, policy)
+
+
+def _reproduces(engine: Engine, one: Player) -> bool:
+    return same_fingerprint(engine.fingerprint(one.digest), one.fingerprint, tolerance(one.dtype, engine.dtype))
 
 
 def right(

@@ -14,7 +14,7 @@ from schemas.events import CandidateTrained, Check, ModelStateChanged, ReviewReq
 from schemas.policy import ModelPolicy
 from serving.engine import AdapterError, EngineError
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
-from streams.losses import is_void, losses
+from streams.losses import TRAINED_KINDS, is_void, losses
 from streams.losses import reason as why_void
 from streams.planning import FIRST, Disagreement
 from streams.registry import anchor_of, find
@@ -25,7 +25,7 @@ from trainers.gate.parts import Part, parted
 from trainers.gate.review import review
 from trainers.opened import judged_rows
 from trainers.row_files import places, put_table
-from trainers.rows import TRAINED_KINDS, Rows
+from trainers.rows import Rows
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -103,8 +103,8 @@ def compare(
         say = lambda done, of: report({"phase": "evaluating", "step": done, "steps": of})  # noqa: E731
         before, now, then = answers.right(players, tests, say)
     judged = Judged(
-        tests, before, now, then, f"version {anchor.version}" if anchor else candidate.base, _live(champion), attempt,
-        unknown_because((*rows.said, *rows.confirmed)), last,
+        tests, before, now, then, f"version {anchor.version}" if anchor else candidate.base, candidate.live_quality,
+        attempt, unknown_because((*rows.said, *rows.confirmed)), last,
     )
     return _verdict(candidate, judged, parts, rows, refused, policy, store)
 
@@ -144,7 +144,3 @@ def _scored(store: ArtifactStore, judged: Judged) -> Any:
     return put_table(store, "scores", {
         "champion": judged.champion.tolist(), "candidate": judged.candidate.tolist(), "anchor": judged.anchor.tolist(),
     })  # fmt: skip
-
-
-def _live(champion: Version | None) -> float | None:
-    return champion.quality if champion else None

@@ -49,7 +49,7 @@ def review(
         (part,), _ = answers.askable([Part(RECENT, tuple(tests), False)])
         say = lambda done, of: report({"phase": "evaluating", "step": done, "steps": of})  # noqa: E731
         new, old = answers.right((player(champion), before), part.rows, say)
-    check = surely_worse(part.rows, new, old, policy, live=champion.quality, look=asked.look)
+    check = surely_worse(part.rows, new, old, policy, live=asked.live_quality, look=asked.look)
     return {"worse": not check.passed, "reason": check.reason, "checks": msgspec.to_builtins([check])}
 
 
