@@ -139,7 +139,7 @@ def _monitor(settings: Settings, stop: threading.Event) -> None:
     erased = Erased(where.bootstrap, identity_secret(settings), _store(settings))
     store = ClickHouseStore(
         connect(where.clickhouse), kafka.producer(where.bootstrap), _budget(settings), erased,
-        InferenceIds(identity_secret(settings)),
+        InferenceIds(identity_secret(settings)), GROUP,
     )  # fmt: skip
     sink.run(where.bootstrap, GROUP, LANDED_TOPICS, store, stop, instance="tuneloop-monitor-0")
 

@@ -1,7 +1,8 @@
 """The sink loop: Kafka to a store that is idempotent by (topic, partition, offset).
 
 Commit order, and why: rows first, offsets last. A crash in between writes the same rows again, and the store
-collapses them; on assignment the loop asks the store how far it came, so that it rarely has to.
+collapses them; on assignment the loop asks the store how far it came, so that it rarely has to, and so that one that
+was emptied or restored is filled again.
 
 While the store writes one batch the next is read, never more: batches are written in their order, and the offsets of
 one are committed when it is written. A process that slept past its session may write a batch when others have gone on
@@ -34,14 +35,17 @@ LOST = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.
 class Store(Protocol):
     """What a sink loop writes to."""
 
-    def resume_at(self, topic: str, partition: int) -> int | None:
-        """An offset before which all is stored, or None if none is known."""
+    def begin_at(self, topic: str, partition: int, committed: int) -> int:
+        """The offset before which all is stored; the group has committed `committed` (0 or less = nothing)."""
 
     def read(self, records: list[Record]) -> Any:
         """What is to be written of some records of a batch. `write` may be at the batch before, in another thread."""
 
     def write(self, pieces: list[Any]) -> None:
         """Store durably what `read` made of a batch, in this order. Called again with the same after a crash."""
+
+    def note(self, places: list[TopicPartition]) -> None:
+        """What was written goes up to these; called after `write`, before the group commits them."""
 
 
 def run(
@@ -170,6 +174,7 @@ class _Writing:
         (written, batch), self._at = self._at, None
         written.result()
         failpoints.hit("sink.written")
+        self._store.note(batch.places)
         error = _commit(self._client, batch.places)
         failpoints.hit("sink.committed")
         metrics.batch_done(batch.counts, [], time.monotonic() - batch.began)
@@ -220,5 +225,4 @@ def _commit(client: Consumer, places: list[TopicPartition]) -> KafkaError | None
 
 def _resumed(client: Consumer, store: Store, place: TopicPartition) -> TopicPartition:
     committed = client.committed([place], timeout=15)[0].offset
-    stored = store.resume_at(place.topic, place.partition)
-    return TopicPartition(place.topic, place.partition, max(committed, stored or 0, 0))
+    return TopicPartition(place.topic, place.partition, store.begin_at(place.topic, place.partition, committed))

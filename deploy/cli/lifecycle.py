@@ -23,7 +23,7 @@ from deploy.shown import readable
 
 
 def register(app: typer.Typer) -> None:
-    for command in (up, down, status, logs):
+    for command in (up, down, status, logs, rebuild):
         app.command()(command)
     app.command(name="run")(run_process)
 
@@ -82,6 +82,19 @@ def status(format: Format = Format.table) -> None:
             err.print(line)
     if any(state.status not in ("ready",) for state in states):
         raise SystemExit(3)
+
+
+def rebuild() -> None:
+    """Fill ClickHouse again from the topics' beginnings, after rows were lost. What is there stays as it is."""
+    from streams.monitor.land import REBUILDS
+
+    context.clickhouse().command(f"INSERT INTO {REBUILDS} VALUES (now64(3))")
+    settings = context.settings
+    if any(state.name == "monitor" and state.pid is not None for state in supervise.status(settings.data)):
+        supervise.restart(settings.data, "monitor")
+        err.print("monitor reads all topics anew; `tuneloop status` shows how far it lags behind")
+    else:
+        err.print("monitor reads all topics anew once it starts again: restart it")
 
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -7,12 +7,13 @@ batch counts as written. A tombstone deletes the row of its key.
 from __future__ import annotations
 
 from collections import defaultdict
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.codec import ContractError
 from schemas.events import ErasureRequested, FeedbackGiven, InferenceServed
@@ -27,6 +28,7 @@ from streams.erased import Nobody, Suppression, nameless
 from streams.kafka import Out, Record
 
 GROUP = "monitor"
+POSITIONS, REBUILDS = f"{DATABASE}.landing_positions", f"{DATABASE}.landing_rebuilds"
 LANDED_TOPICS = [topic.name for topic in TOPICS]
 # Topics with people's words, of one event each, which a null value under a key deletes from.
 FORGETTING = {topic.name: tables_of(topic)[0] for topic in TOPICS if topic.personal and topic.name != erased.TOPIC}
@@ -45,11 +47,14 @@ class ClickHouseStore:
 
     def __init__(
         self, client: Client, producer: Producer, budget: Budget | None = None, erased: Suppression | None = None,
-        ids: InferenceIds | None = None,
+        ids: InferenceIds | None = None, group: str = "",
     ) -> None:  # fmt: skip
-        """`producer` takes dead letters, and deletions of what came late of somebody who was forgotten. Answers, and
-        opinions on them, under an id that `ids` did not issue are refused; None takes any id."""
-        self._ids = ids
+        """`group`: keep with the rows how far this consumer group came, and begin there, whatever Kafka says: what was
+        emptied is filled again from the topics' beginnings, what was restored from where it was. `producer` takes dead
+        letters, and deletions of what came late of somebody who was forgotten. Answers, and opinions on them, under an
+        id that `ids` did not issue are refused; None takes any id."""
+        self._ids, self._group = ids, group
+        self._since: datetime | None = None
         self._client, self._producer = client, producer
         self._budget, self._erased = budget or Budget(), erased or Nobody()
         self._refused: list[KafkaError] = []
@@ -60,6 +65,30 @@ class ClickHouseStore:
                 self._refused.append(error)
 
         kafka.produce(self._producer, record, told)
+
+    def begin_at(self, topic: str, partition: int, committed: int) -> int:
+        if not self._group:
+            return max(committed, self.resume_at(topic, partition) or 0, 0)
+        self._began()
+        found = rows(
+            self._client,
+            f"SELECT max(next_offset) AS next FROM {POSITIONS} WHERE consumer = {{group:String}} "
+            "AND topic = {topic:String} AND partition = {partition:Int32} "
+            f"AND since >= (SELECT max(at) FROM {REBUILDS})",
+            group=self._group, topic=topic, partition=partition,
+        )
+        return int(found[0]["next"])
+
+    def note(self, places: list[TopicPartition]) -> None:
+        if self._group and places:
+            since = self._began()
+            data = [[self._group, place.topic, place.partition, place.offset, since] for place in places]
+            self._client.insert(POSITIONS, data, ["consumer", "topic", "partition", "next_offset", "since"])
+
+    def _began(self) -> datetime:
+        """When this store was first asked where to begin, by ClickHouse's clock."""
+        self._since = self._since or rows(self._client, "SELECT now64(3, 'UTC') AS now")[0]["now"]
+        return self._since
 
     def resume_at(self, topic: str, partition: int) -> int | None:
         tables = tables_of(BY_NAME[topic])

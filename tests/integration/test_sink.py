@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas import events as e
 from schemas.landing import table_name
@@ -254,6 +255,75 @@ def test_it_resumes_behind_what_is_stored(bench) -> None:
         running.until(lambda: lag(bench.bootstrap, rewound, topic) == 0, what="lag 0")
     assert seen == [bench.start[topic, 0] + 1], "what was stored was not read again"
     assert store.resume_at("subjects.erasures", 99) is None
+
+
+class OfItsOwn:
+    """Drift events on their topic, landed by a store that keeps how far it came."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.group = bench, fresh("group")
+        start = {("monitor.drift", 0): bench.start["monitor.drift", 0]}
+        self.kafka_group = group_from(bench.bootstrap, start)
+        self.bench.client.insert(
+            land.POSITIONS, [[self.group, "monitor.drift", 0, start["monitor.drift", 0], datetime.now(UTC)]],
+            ["consumer", "topic", "partition", "next_offset", "since"],
+        )  # fmt: skip
+
+    def land(self) -> list[int]:
+        """The offsets, from the bench's first on, that were read this time."""
+        seen: list[int] = []
+
+        class Watched(ClickHouseStore):
+            def read(self, records: list[Record]) -> land.Rows:
+                seen.extend(record.offset - first for record in records if record.offset >= first)
+                return super().read(records)
+
+        first = self.bench.start["monitor.drift", 0]
+        store = Watched(connect(self.bench.url), kafka.producer(self.bench.bootstrap), Budget(max_run=0), group=self.group)
+        with Running(self.bench.loop(store, ["monitor.drift"], self.kafka_group)) as running:
+            running.until(lambda: lag(self.bench.bootstrap, self.kafka_group, "monitor.drift") == 0, what="lag 0")
+        return seen
+
+    def say(self, count: int) -> None:
+        self.bench.publish(*(example(e.DriftDetected, self.bench.model) for _ in range(count)))
+
+
+def test_a_store_that_was_emptied_is_filled_again_from_the_beginning(bench) -> None:
+    mine = OfItsOwn(bench)
+    mine.say(2)
+    assert mine.land() == [0, 1]
+    mine.say(1)
+    assert mine.land() == [2], "it goes on where it was"
+    bench.client.command(f"ALTER TABLE {land.POSITIONS} DELETE WHERE consumer = '{mine.group}' SETTINGS mutations_sync = 1")
+    assert mine.land() == [0, 1, 2]
+    assert bench.count(e.DriftDetected) == 3
+
+
+def test_a_store_that_was_restored_goes_on_from_where_it_was(bench) -> None:
+    mine = OfItsOwn(bench)
+    mine.say(1)
+    mine.land()
+    kept = bench.client.query(f"SELECT * FROM {land.POSITIONS} WHERE consumer = '{mine.group}'").result_rows
+    mine.say(2)
+    mine.land()
+    bench.client.command(f"ALTER TABLE {land.POSITIONS} DELETE WHERE consumer = '{mine.group}' SETTINGS mutations_sync = 1")
+    bench.client.insert(land.POSITIONS, kept)
+    assert mine.land() == [1, 2]
+
+
+def test_after_a_rebuild_was_asked_for_what_came_before_counts_no_more(bench) -> None:
+    mine = OfItsOwn(bench)
+    mine.say(1)
+    mine.land()
+    store = ClickHouseStore(connect(bench.url), kafka.producer(bench.bootstrap), group=mine.group)
+    began = store.begin_at("monitor.drift", 0, 5)
+    assert began == bench.start["monitor.drift", 0] + 1
+    bench.client.command(f"INSERT INTO {land.REBUILDS} VALUES (now64(3))")
+    store.note([TopicPartition("monitor.drift", 0, began)])  # by a process that has not heard of it
+    anew = ClickHouseStore(connect(bench.url), kafka.producer(bench.bootstrap), group=mine.group)
+    assert anew.begin_at("monitor.drift", 0, 5) == 0
+    anew.note([TopicPartition("monitor.drift", 0, 3)])
+    assert anew.begin_at("monitor.drift", 0, 5) == 3
 
 
 def test_what_does_not_decode_is_a_dead_letter_also_when_the_rows_came_first(bench) -> None:
