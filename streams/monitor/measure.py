@@ -33,6 +33,12 @@ SOURCE = "monitor"
 LOOK_EVERY_S = 0.5
 PERFORMANCE_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
+# Without news a look would find the same, but for what has left the last day meanwhile.
+LOOK_ANYWAY_S = 60.0
+_LOOKED_AT = (
+    "inference_served", "feedback_given", "model_state_changed", "trigger_closed", "decision_made", "drift_detected",
+    "model_policy",
+)  # fmt: skip
 # What is recent: of so many people who answered last, so many answers each.
 RECENT_PEOPLE, RECENT_ANSWERS = 200, 20
 
@@ -47,11 +53,15 @@ class Measurer:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. What fails is tried again after growing pauses: landing goes on meanwhile."""
-        last_performance, failures = 0.0, 0
+        last_performance, failures, known = -LOOK_ANYWAY_S, 0, None
         while not stop.is_set():
             began = time.monotonic()
             due = began - last_performance >= PERFORMANCE_EVERY_S
             try:
+                news = self._news()
+                if news == known and began - last_performance < LOOK_ANYWAY_S:
+                    stop.wait(LOOK_EVERY_S)
+                    continue
                 for model, policy in self._policies.items():
                     self.look_for_drift(model, policy)
                     if due:
@@ -63,9 +73,16 @@ class Measurer:
                 stop.wait(min(LONGEST_PAUSE_S, LOOK_EVERY_S * 2**failures))
                 continue
             failures = 0
+            # Only where all was looked at is what was known looked at.
+            known = news if due else None
             last_performance = began if due else last_performance
             # Looking costs more as answers pile up: never spend more than a fifth of a core on it.
             stop.wait(max(LOOK_EVERY_S, 4 * (time.monotonic() - began)))
+
+    def _news(self) -> dict[str, int]:
+        """How many rows there are of whatever a look rests on: the same numbers, the same look."""
+        counts = ", ".join(f"(SELECT count() FROM tuneloop.{name}) AS {name}" for name in _LOOKED_AT)
+        return rows(self._client, f"SELECT {counts}")[0]
 
     def champion(self, model: str) -> int:
         """The version that serves by the registry's latest landed state; 0 = the base."""
