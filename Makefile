@@ -10,7 +10,7 @@ INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pyth
 PIN := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal \
   --python-version 3.11
 
-.PHONY: help setup demo test test-pure test-long faults check lint bench-streams bench-rows pin generate clean
+.PHONY: help setup demo test test-pure test-long faults check lint bench-streams bench-rows bench-life pin generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test                      all tests, on real parts"
 	@echo "make faults                    a million events under 200 faults: lost, doubled, torn (EVENTS=n FAULTS=n SEED=n)"
 	@echo "make check                     lint, types, import direction and pure tests in seconds"
+	@echo "make bench-life                months of simulated use: what the loop recovers, spoils, misses (LIFE=FILE SEEDS=n)"
 	@echo "make bench-rows                what is learned from and judged by: kept rows, leaks, how often the gate errs"
 	@echo "make bench-streams             how fast the data plane is, one JSON line per figure (a quarter of an hour)"
 
@@ -66,6 +67,9 @@ lint: $(TESTS)
 
 bench-streams: $(TESTS)
 	@$(BIN)/python -m tests.bench.streams $(if $(ONLY),--only $(ONLY))
+
+bench-life: $(TESTS)
+	@$(BIN)/python -m tests.bench.life $(if $(LIFE),--life $(LIFE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--life $(ONLY))
 
 bench-rows: $(TESTS)
 	@$(BIN)/python -m tests.bench.rows $(if $(ONLY),--only $(ONLY))

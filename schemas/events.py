@@ -363,7 +363,7 @@ class VerdictReached(Event, frozen=True, kw_only=True):
 
     `judge` is who judged: the registry heeds those that the model's policy names. `test_rows` and `scores` are what was
     asked and what each scored, by row. `live_quality` is known | unknown: whether feedback tells how well the
-    champion does. `superior`: shown to be better, not only no worse.
+    champion does. `superior`: shown to be better, not only no worse. `changed_at` is the candidate's.
     """
 
     job_id: str
@@ -393,6 +393,7 @@ class VerdictReached(Event, frozen=True, kw_only=True):
     warnings: list[str] = []
     superior: bool = False
     newest_row_ms: int = 0
+    changed_at: int = 0
 
 
 class ReviewRequested(Event, frozen=True, kw_only=True):

@@ -42,9 +42,13 @@ def training_set(rows: Rows, policy: ModelPolicy, *, seed: int) -> TrainingSet:
 
     All replayed rows are taken where there are fewer.
     """
-    candidates = [row for row in (*rows.said, *rows.made) if row.split == "train"]
+    gone = rows.ended()
+    taught = [row for row in (*rows.said, *rows.made) if row.split == "train"]
+    candidates = [row for row in taught if not (row.dated and row.answer in gone)]
     free = without_tested(candidates, rows, policy.near_duplicate_similarity)
-    left_out = Counter({"question of a hold-out": len(candidates) - len(free)})
+    left_out = Counter({
+        "of a class that has ended": len(taught) - len(candidates), "question of a hold-out": len(candidates) - len(free),
+    })  # fmt: skip
     warnings = _warnings(candidates, free)
     taken = capped(free, policy.max_rows_per_subject)
     left_out["more than one may say"] = len(free) - len(taken)

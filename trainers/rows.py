@@ -28,6 +28,9 @@ NOTHING = no_rows(pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS]))
 # Answers up to this long are classes.
 LONGEST_CLASS = 64
 BAND_BYTES = 4
+# A class that was given at least so often has ended when it was not given for over a week, though by its share of what
+# was said before so many of it were to be expected since.
+CLASS_ROWS, ENDED_AFTER_MS, ENDED_EXPECTED = 5, 8 * 86_400_000, 20
 _TURN = ("role", "content")
 
 
@@ -96,6 +99,21 @@ class Rows:
     made: list[Row] = field(default_factory=list)
     mute: list[Row] = field(default_factory=list)
     contested: set[str] = field(default_factory=set)
+
+    def ended(self) -> set[str]:
+        """The answers (their hashes) that are classes which nobody was given any more: what people asked for once, or
+        what has another name now. Rows that say when they were said judge and teach by them no longer."""
+        rows = (*self.said, *self.confirmed, *self.asked, *self.mute)
+        given = sorted((row.order, row.answer) for row in rows if row.dated)
+        count, last = Counter[str](), dict[str, int]()
+        for place, (_, answer) in enumerate(given):
+            count[answer] += 1
+            last[answer] = place
+        return {
+            answer for answer, place in last.items()
+            if count[answer] >= CLASS_ROWS and given[-1][0][0] - given[place][0][0] > ENDED_AFTER_MS
+            and count[answer] / (place + 1) * (len(given) - place - 1) >= ENDED_EXPECTED
+        }  # fmt: skip
 
     def common(self, similarity: float) -> set[str]:
         """Questions that FEW units or more have asked: people will ask them again.
@@ -236,13 +254,14 @@ class JudgingRow:
 def judging_rows(rows: Rows, similarity: float) -> list[JudgingRow]:
     """The rows that judge.
 
-    Contested ones do not, nor what was picked, made up or masked. Of a common question each later asker of the test
+    Contested ones do not, nor what was picked, made up or masked, nor a class that has ended. Of a common question each later asker of the test
     side, as far as MOST_ASKERS, adds to the weight of its rows. `similarity` is what makes two questions one
     (`ModelPolicy`).
     """
     common = rows.common(similarity)
     tested = [row for row in (*rows.said, *rows.confirmed) if row.split == "test" and row.judges]
-    chosen = [row for row in tested if row.fact not in rows.contested]
+    gone = rows.ended()
+    chosen = [row for row in tested if row.fact not in rows.contested and not (row.dated and row.answer in gone)]
     standing_for = Counter((row.question, row.answer) for row in chosen)
     later = Counter((row.question, row.answer) for row in rows.asked if row.split == "test")
     found = []

@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 from confluent_kafka import Producer
 
+from schemas.codec import now_ms
 from schemas.events import DriftDetected, PerformanceMeasured
 from schemas.identity import drift_id
 from schemas.policy import ModelPolicy
 from streams import kafka, metrics
 from streams.clickhouse import rows
-from streams.monitor.detector import Alarm, Detector, DetectorSettings
+from streams.monitor.detector import DAY_MS, Alarm, Detector, DetectorSettings
 from streams.monitor.intervals import wilson
 from streams.monitor.known import quality_of
 
@@ -46,7 +47,11 @@ RECENT_PEOPLE, RECENT_ANSWERS = 200, 20
 class Measurer:
     """Looks at ClickHouse and says what it sees; one thread of the monitor process."""
 
-    def __init__(self, client: Client, policies: Mapping[str, ModelPolicy], producer: Producer) -> None:
+    def __init__(
+        self, client: Client, policies: Mapping[str, ModelPolicy], producer: Producer, clock: Callable[[], int] = now_ms
+    ) -> None:  # fmt: skip
+        """`clock` gives Unix ms."""
+        self._clock = clock
         self._client, self._policies, self._producer = client, policies, producer
         self._said: dict[tuple[str, int], PerformanceMeasured] = {}
         self._judged: dict[tuple[str, int, int], int] = {}
@@ -173,13 +178,13 @@ class Measurer:
             "  avgOrNull(f.rating) AS rating, "
             "  quantile(0.5)(i.latency_ms) AS p50, quantile(0.99)(i.latency_ms) AS p99 "
             "FROM (SELECT * FROM tuneloop.inference_served FINAL WHERE model = {model:String} "
-            "      AND ts > now() - INTERVAL 1 DAY) AS i "
+            "      AND ts > fromUnixTimestamp64Milli({since:Int64}, 'UTC')) AS i "
             "LEFT JOIN (SELECT inference_id, count() AS scores, "
             "           avgOrNullIf(toFloat64OrNull(value), metric_name = 'rating' AND kind = 'number') AS rating "
             "           FROM tuneloop.feedback_in_force GROUP BY inference_id) AS f "
             "  ON f.inference_id = i.inference_id "
             "GROUP BY version ORDER BY version",
-            model=model,
+            model=model, since=self._clock() - DAY_MS,
         )
         quality = {row["version"]: row for row in self._quality(model)}
         return [{**_UNSCORED, **row, **quality.get(row["version"], {})} for row in usage]
@@ -196,13 +201,13 @@ class Measurer:
             "        arrayMap(x -> toInt64(x.2), arraySlice(arrayReverseSort(x -> x.1, "
             "          groupArray((answered_at, correct))), 1, {answers:Int64})) AS latest "
             "      FROM tuneloop.scored_answers WHERE model = {model:String} AND by_alias "
-            "        AND answered_at > now() - INTERVAL 1 DAY GROUP BY version, subject_id) "
+            "        AND answered_at > fromUnixTimestamp64Milli({since:Int64}, 'UTC') GROUP BY version, subject_id) "
             "GROUP BY version",
-            model=model, people=RECENT_PEOPLE, answers=RECENT_ANSWERS,
+            model=model, since=self._clock() - DAY_MS, people=RECENT_PEOPLE, answers=RECENT_ANSWERS,
         )
 
     def _publish(self, event: Any, **attributes: Any) -> None:
-        out = kafka.out(event, source=SOURCE, **attributes)
+        out = kafka.out(event, source=SOURCE, time_ms=self._clock(), **attributes)
         kafka.produce(self._producer, out)
         if self._producer.flush(10):
             raise TimeoutError("the broker did not acknowledge a measurement within 10 s")

@@ -90,6 +90,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
         fingerprint=_FINGERPRINT, new_data=_NEW, replay_data=_REPLAY, drift_id="drift-9a31", seconds=9.5,
         judge="gate", dtype="bfloat16", probe="Hello", seen=_SEEN, test_rows=_TESTS, scores=_SCORES, superior=True,
         warnings=["3 of 480 rows are too long to be asked"], newest_row_ms=1_763_700_000_123,
+        changed_at=1_763_690_000_000,
     ),
     e.ReviewRequested(
         model="support", review_id="review-7c1e", version=2, previous=1, epoch=7, look=1, since_ms=1_763_700_000_123,

@@ -50,8 +50,8 @@ class Workshop:
         fields = {"fingerprint": self.champion.fingerprint, **fields}
         return self.candidate(path=path, digest=digest, **fields)
 
-    def fingerprint(self, adapter: Path) -> list[float]:
-        engine = Engine(self.base_dir, slots=1)
+    def fingerprint(self, adapter: Path, base_dir: Path | None = None) -> list[float]:
+        engine = Engine(base_dir or self.base_dir, slots=1)
         try:
             engine.load("planted", adapter)
             return engine.fingerprint("planted")
@@ -118,7 +118,8 @@ def other_base(shop: Workshop) -> CandidateTrained:
     base = make_tiny_base(shop.folder / "tiny")
     path, digest = shop.store.put_folder("bases", base)
     adapter = make_tiny_adapter(base, shop.folder / "tiny-adapter")
-    return shop.stored(adapter, base="tiny", base_path=path, base_digest=digest)
+    logits = shop.fingerprint(adapter, base)
+    return shop.stored(adapter, base="tiny", base_path=path, base_digest=digest, fingerprint=logits)
 
 
 def wrong_base_claimed(shop: Workshop) -> CandidateTrained:
@@ -138,7 +139,7 @@ PLANTED: dict[str, tuple[Callable[[Workshop], CandidateTrained], tuple[str, ...]
     "the champion again": (same_again, ("superiority on recent rows refused", "+0.0000 is not above")),
     "a missing artifact": (missing, ("missing from the store",)),
     "changed bytes": (changed_bytes, ("damaged",)),
-    "another base": (other_base, ("another base",)),
+    "a worse one on another base": (other_base, ("superiority on recent rows refused",)),
     "an adapter for another base": (wrong_base_claimed, ("another base",)),
     "another fingerprint": (another_fingerprint, ("logits",)),
 }

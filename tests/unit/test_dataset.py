@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,44 @@ def test_what_was_called_right_judges_and_is_not_learned(store: ArtifactStore) -
     assert len(judging_rows(both, 0.85)) == 1, "said in two ways it counts once"
     corrected = read_rows(store, [shard(store, "c", up, stored("where?", "refund", at=9, split="test", unit="ann"))])
     assert [one.row.completion for one in judging_rows(corrected, 0.85)] == ["refund"], "a later word holds"
+
+
+DAY_MS = 86_400_000
+
+
+def asked(answer: str, days: range, per_day: int = 4, **fields: Any) -> list[Row]:
+    return [
+        row(f"{answer} {day} {n}", answer, "test" if n == 0 else "train", at=day * DAY_MS + n, unit=f"u{answer}{day}{n}", **fields)
+        for day in days for n in range(per_day)
+    ]  # fmt: skip
+
+
+def kept(rows: list[Row]) -> tuple[set[str], set[str]]:
+    """The answers that judge, and those that teach."""
+    found = stand(rows)
+    return {one.row.completion for one in judging_rows(found, 0.85)}, {one.completion for one in training_set(found, POLICY, seed=1).rows}
+
+
+def test_a_class_that_nobody_is_given_any_more_judges_and_teaches_no_longer() -> None:
+    before, after = asked("order", range(30)) + asked("return", range(30)), asked("return", range(30, 50))
+    for days, judges in ((5, True), (8, True), (11, False), (20, False)):
+        both = {"order", "return"} if judges else {"return"}
+        assert kept(before + [one for one in after if one.said_ms < (30 + days) * DAY_MS]) == (both, both)
+    renamed = asked("order_2", range(30, 50))
+    assert kept(before + after + renamed) == ({"order_2", "return"}, {"order_2", "return"})
+
+
+def test_a_class_that_was_always_rare_or_a_text_of_its_own_does_not_end() -> None:
+    rare = asked("warranty", range(0, 30, 6), per_day=1) + asked("warranty", range(1, 30, 6), per_day=2)
+    often = asked("return", range(40))
+    assert "warranty" in kept(rare + often)[0], "three weeks of few are no proof"
+    texts = [row(f"q{n}", f"a text of its own {n}", "test", at=n * DAY_MS, unit=f"u{n}") for n in range(60)]
+    assert len(kept(texts)[0]) == 60
+
+
+def test_what_has_no_time_of_its_own_does_not_end() -> None:
+    imported = [replace(one, dated=False) for one in asked("order", range(1))] * 1
+    assert "order" in kept(imported + asked("return", range(1, 60)))[0]
 
 
 def test_rows_of_one_moment_are_ordered_by_where_they_stood(store: ArtifactStore) -> None:

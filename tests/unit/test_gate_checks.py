@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -216,6 +217,9 @@ def test_attempts_on_the_same_rows_are_counted_and_new_rows_begin_anew() -> None
 
     assert attempts([said(100), said(110), said(120)], 2) == 3
     assert attempts([said(100), said(300)], 2) == 1, "most rows are new"
+    assert attempts([said(100), said(110)], 2, changed_at=5) == 0, "what was said since a change are other rows"
+    since = [msgspec.structs.replace(said(100), changed_at=5), said(110)]
+    assert (attempts(since, 2, changed_at=5), attempts(since, 2)) == (1, 1)
     assert attempts([said(100, champion=1), said(100, passed=True)], 2) == 0
 
 

@@ -117,6 +117,9 @@ def _verdict(
     made = checks.all()
     failed = [check for check in made if not check.passed]
     warnings = [*candidate.warnings, *refused]
+    if gone := rows.ended():
+        names = sorted({row.class_name for row in (*rows.said, *rows.confirmed) if row.answer in gone} - {""})
+        warnings.append(f"nobody was given these any more, so they judge no longer: {', '.join(names[:20])}")
     if rows.contested:
         warnings.append(f"{len(rows.contested)} questions have two answers that both stand; neither judges")
     passed = not failed

@@ -60,7 +60,7 @@ class GateJob:
         plain: dict[str, Any] = {"candidate": candidate, "policy": policy, "state": state}
         last = disagreement(one.checks for one in said)
         return {
-            **msgspec.to_builtins(plain), "attempt": attempts(said, state.champion if state else 0) + 1,
+            **msgspec.to_builtins(plain), "attempt": attempts(said, state.champion if state else 0, candidate.changed_at) + 1,
             "last": [last.share, last.design_effect],
         }  # fmt: skip
 
@@ -107,6 +107,7 @@ class GateJob:
             new_data=candidate.new_data,
             replay_data=candidate.replay_data,
             drift_id=candidate.drift_id,
+            changed_at=candidate.changed_at,
             seconds=elapsed_s,
             judge=JUDGE,
             **judged | msgspec.convert({name: result.get(name) for name in _FILES}, dict[str, FileRef | None]),
@@ -142,12 +143,15 @@ def verdicts(bootstrap: str, model: str) -> list[VerdictReached]:
     return [event for _, event in read if isinstance(event, VerdictReached) and event.model == model]
 
 
-def attempts(said: Sequence[VerdictReached], champion: int) -> int:
+def attempts(said: Sequence[VerdictReached], champion: int, changed_at: int = 0) -> int:
     """How many candidates were judged against this champion on about the same rows as the last of them.
 
-    Once twice as many rows judge, most of them are new, and the error that was spent on the old ones is over.
+    What was said since a drift began are other rows than those since the champion learned. Once twice as many rows judge, most of them are new, and the error that was spent on the old ones is over.
     """
-    rows = [one.test_rows.rows for one in said if one.champion_version == champion and not one.passed and one.test_rows]
+    rows = [
+        one.test_rows.rows for one in said
+        if one.champion_version == champion and one.changed_at == changed_at and not one.passed and one.test_rows
+    ]  # fmt: skip
     return sum(2 * count > rows[-1] for count in rows)
 
 

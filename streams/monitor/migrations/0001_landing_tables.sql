@@ -370,6 +370,7 @@ CREATE TABLE IF NOT EXISTS tuneloop.verdict_reached
     `warnings` String,
     `superior` Bool,
     `newest_row_ms` Int64,
+    `changed_at` Int64,
     `ts` DateTime64(3, 'UTC'),
     `ce_id` String,
     `ce_source` LowCardinality(String),
