@@ -36,12 +36,13 @@ def in_time(connect: Callable[[], Client], *askers: Callable[[Client], Iterable[
         from clickhouse_connect.driver.exceptions import ClickHouseError
 
         from deploy.cli.output import CommandError
+        from streams.artifact_paths import ArtifactError
 
         try:
             client = connect()
             for asker in askers:
                 lines.extend(asker(client))
-        except (ClickHouseError, CommandError):  # its own line says that it is not ready
+        except (ClickHouseError, CommandError, ArtifactError):  # its own line says that it is not ready
             return
 
     asking = threading.Thread(target=ask, daemon=True)

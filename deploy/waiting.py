@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from streams.clickhouse import rows
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
+
+    from schemas.policy import ModelPolicy
+    from streams.artifacts import ArtifactStore
 
 _OPEN = """
 SELECT o.model AS model, o.trigger_id AS trigger, o.kind AS kind, o.ts AS opened_at, o.reason AS reason,
@@ -56,15 +59,26 @@ def open_triggers(client: Client) -> list[dict[str, Any]]:
     return found
 
 
-def told(client: Client, models: Iterable[str]) -> list[str]:
-    """A line for each of these models. Raises `ClickHouseError`."""
+def told(client: Client, models: Mapping[str, ModelPolicy], store: ArtifactStore) -> list[str]:
+    """A line for each of these models. Raises `ClickHouseError` and `ArtifactError`."""
     found = open_triggers(client)
-    return [_line(model, [row for row in found if row["model"] == model]) for model in models]
+    return [
+        _line(model, asking) if (asking := [row for row in found if row["model"] == model]) else
+        _nothing_asks(client, model, policy, store) for model, policy in models.items()
+    ]  # fmt: skip
+
+
+def _nothing_asks(client: Client, model: str, policy: ModelPolicy, store: ArtifactStore) -> str:
+    from streams.conduct.situation import Knowledge
+    from streams.conduct.triggers import yet_to_come
+
+    knowledge = Knowledge(client, store)
+    knowledge.look()
+    coming = yet_to_come(knowledge.facts(model, policy), policy)
+    return "; ".join([f"{model}: nothing asks for a job", *(f"{what}: {how}" for what, how in coming.items())])
 
 
 def _line(model: str, triggers: list[dict[str, Any]]) -> str:
-    if not triggers:
-        return f"{model}: nothing asks for a job"
     asks = ", ".join(dict.fromkeys(row["kind"] for row in triggers))
     running = next((row for row in triggers if row["job_state"] in UNDER_WAY), None)
     if running:

@@ -47,7 +47,8 @@ def training_set(rows: Rows, policy: ModelPolicy, *, seed: int) -> TrainingSet:
     candidates = [row for row in taught if not (row.dated and row.answer in gone)]
     free = without_tested(candidates, rows, policy.near_duplicate_similarity)
     left_out = Counter({
-        "of a class that has ended": len(taught) - len(candidates), "question of a hold-out": len(candidates) - len(free),
+        "of a class that has ended": len(taught) - len(candidates),
+        "question of a hold-out": len(candidates) - len(free),
     })  # fmt: skip
     warnings = _warnings(candidates, free)
     taken = capped(free, policy.max_rows_per_subject)

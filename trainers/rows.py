@@ -254,9 +254,9 @@ class JudgingRow:
 def judging_rows(rows: Rows, similarity: float) -> list[JudgingRow]:
     """The rows that judge.
 
-    Contested ones do not, nor what was picked, made up or masked, nor a class that has ended. Of a common question each later asker of the test
-    side, as far as MOST_ASKERS, adds to the weight of its rows. `similarity` is what makes two questions one
-    (`ModelPolicy`).
+    Contested ones do not, nor what was picked, made up or masked, nor a class that has ended. Of a common question each
+    later asker of the test side, as far as MOST_ASKERS, adds to the weight of its rows. `similarity` is what makes two
+    questions one (`ModelPolicy`).
     """
     common = rows.common(similarity)
     tested = [row for row in (*rows.said, *rows.confirmed) if row.split == "test" and row.judges]

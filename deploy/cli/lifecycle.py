@@ -75,7 +75,8 @@ def status(format: Format = Format.table) -> None:
             err.print(f"{row['process']} ended: {row['reason']}")
     if any(state.name == "monitor" and state.status == "ready" for state in states):
         lines = live_quality.in_time(
-            lambda: context.clickhouse(writes=False), lambda client: waiting.told(client, settings.models),
+            lambda: context.clickhouse(writes=False),
+            lambda client: waiting.told(client, settings.models, context.store),
             lambda client: live_quality.unknown(client, settings.models),
         )  # fmt: skip
         for line in lines:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from schemas.events import TriggerOpened
 from schemas.identity import content_hash
@@ -89,6 +90,23 @@ def asked_for(facts: Facts, policy: ModelPolicy, now_ms: int) -> Iterator[Trigge
     if "base" in policy.triggers and facts.base is not None and facts.base.digest != champion.base_digest:
         reason = f"the settings name base {policy.base}; version {champion.version} is on {champion.base}"
         yield opened("base", reason, facts.base.digest)
+
+
+def yet_to_come(facts: Facts, policy: ModelPolicy) -> dict[str, str]:
+    """What would open a trigger of its own accord, and how far that is; for whoever asks why nothing does."""
+    champion = facts.champion
+    if champion is None:
+        return {"data": "nothing was submitted yet that could be learned"} if not facts.new else {}
+    found = {}
+    if "volume" in policy.triggers:
+        had, least = facts.new_examples(), volume_needed(facts, policy)
+        found["new examples"] = f"{had:,} of {least:,} since version {champion.version} learned"
+    if "age" in policy.triggers:
+        old_ms = facts.since_ms + round(policy.max_age_days * DAY_MS)
+        found["age"] = f"version {champion.version} is old on {datetime.fromtimestamp(old_ms / 1000, UTC):%Y-%m-%d}"
+    if "drift" in policy.triggers:
+        found["drift"] = "none was found"
+    return found
 
 
 def volume_needed(facts: Facts, policy: ModelPolicy) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deploy import waiting
 from schemas import events as e
 from schemas.codec import now_ms
 from schemas.policy import ModelPolicy
@@ -113,6 +114,30 @@ def test_a_drift_goes_from_its_event_to_its_job_to_its_close(bench: Bench) -> No
         (closed,) = bench.until(e.TriggerClosed, 1)
     assert (closed.because, closed.job_id, closed.trigger_id) == ("answered", job.job_id, trigger.trigger_id)
     assert len(bench.said(e.JobRequested)) == 1
+
+
+def test_status_tells_what_each_model_waits_for(bench: Bench) -> None:
+    told = lambda: waiting.told(connect(bench.url), {bench.model: bench.policy}, bench.store)  # noqa: E731
+    assert told() == [f"{bench.model}: nothing asks for a job; data: nothing was submitted yet that could be learned"]
+    bench.serve(1)
+    bench.shard(150)
+    assert told() == [f"{bench.model}: nothing asks for a job; drift: none was found"]
+    opened = e.TriggerOpened(model=bench.model, trigger_id=fresh("trigger"), ordinal=1, kind="drift", reason="it fell")
+    bench.land(opened)
+    bench.land(e.JobDeferred(
+        model=bench.model, trigger_id=opened.trigger_id, waits_for={"new examples": "150 of 200 committed in shards"},
+        new_examples=150, min_new_examples=200,
+    ))  # fmt: skip
+    assert told() == [f"{bench.model}: drift waits for new examples: 150 of 200 committed in shards"]
+    job = example(e.JobRequested, bench.model, answers=[opened.trigger_id])
+    bench.land(job)
+    assert told() == [f"{bench.model}: drift asked for {job.job_id}, training or queued"]
+    bench.land(e.JobEnded(model=bench.model, job_id=job.job_id, outcome="succeeded"))
+    assert told() == [f"{bench.model}: drift asked for {job.job_id}, being judged"]
+    bench.land(e.DecisionMade(model=bench.model, decision="refused", reason="worse", job_id=job.job_id))
+    assert told() == [f"{bench.model}: drift waits for new examples: 150 of 200 committed in shards"]
+    bench.land(e.TriggerClosed(model=bench.model, trigger_id=opened.trigger_id, ordinal=1, because="person"))
+    assert told() == [f"{bench.model}: nothing asks for a job; drift: none was found"]
 
 
 def test_a_refused_job_is_followed_by_another_and_a_conductor_that_starts_anew_repeats_nothing(bench: Bench) -> None:

@@ -78,7 +78,7 @@ def keep(diary: Diary, world: World, nightly: Nightly, under_way: bool) -> None:
     diary.served.append(world.champion)
     diary.q.append(quality(world.weights[world.champion], world.questions))
     diary.best.append(quality(nightly.weights, world.questions))
-    diary.waits.append(dict(world.waits))
+    diary.waits.append(world.told())
     diary.jobs_open.append(under_way)
     nightly.night(world.questions)
 

@@ -31,6 +31,7 @@ from streams.clickhouse import connect
 from streams.conduct.situation import Knowledge
 from streams.conduct.step import TOPICS as CONDUCTED
 from streams.conduct.step import ConductStep
+from streams.conduct.triggers import yet_to_come
 from streams.join.rules import Lesson, to_write, training_record
 from streams.join_feedback import as_out
 from streams.kafka import Out, Record
@@ -160,8 +161,9 @@ class World:
         self._land = ClickHouseStore(self._client, self._producer)  # type: ignore[arg-type]
         self._prepare = PrepareStep(policies, self.store, lambda: Committed([], []), SPLIT_KEY, workers=InProcess(policies))  # type: ignore[arg-type]
         self._register = RegisterStep("", policies, self.store)
+        self._knowledge = Knowledge(self._client, self.store)
         self._conduct = ConductStep(
-            "", policies, Knowledge(self._client, self.store), self.store, clock=lambda: self.now, champion=self._champion_of
+            "", policies, self._knowledge, self.store, clock=lambda: self.now, champion=self._champion_of
         )
         self._measurer = Measurer(self._client, policies, self._producer, clock=lambda: self.now)  # type: ignore[arg-type]
         note_policies(self._client, policies)
@@ -298,6 +300,12 @@ class World:
         """The days on which something new was asked for, or the right answer to something became another."""
         days = {one.from_day for one in self.life.intents if one.from_day} | {one.day for one in self.life.changes}
         return sorted(days)
+
+    def told(self) -> dict[str, str]:
+        """What the loop waits for, as `tuneloop status` tells it: for a job's conditions, or for what would ask for one."""
+        if self._conduct._ledger.open(self.model):
+            return dict(self.waits)
+        return yet_to_come(self._knowledge.facts(self.model, self.policy), self.policy)
 
     def live(self) -> None:
         """The next day."""

@@ -59,8 +59,9 @@ class GateJob:
         state = models.get(candidate.model)
         plain: dict[str, Any] = {"candidate": candidate, "policy": policy, "state": state}
         last = disagreement(one.checks for one in said)
+        before = attempts(said, state.champion if state else 0, candidate.changed_at)
         return {
-            **msgspec.to_builtins(plain), "attempt": attempts(said, state.champion if state else 0, candidate.changed_at) + 1,
+            **msgspec.to_builtins(plain), "attempt": before + 1,
             "last": [last.share, last.design_effect],
         }  # fmt: skip
 
@@ -146,7 +147,8 @@ def verdicts(bootstrap: str, model: str) -> list[VerdictReached]:
 def attempts(said: Sequence[VerdictReached], champion: int, changed_at: int = 0) -> int:
     """How many candidates were judged against this champion on about the same rows as the last of them.
 
-    What was said since a drift began are other rows than those since the champion learned. Once twice as many rows judge, most of them are new, and the error that was spent on the old ones is over.
+    What was said since a drift began are other rows than those since the champion learned. Once twice as many rows
+    judge, most of them are new, and the error that was spent on the old ones is over.
     """
     rows = [
         one.test_rows.rows for one in said
