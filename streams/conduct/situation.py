@@ -159,7 +159,7 @@ class Knowledge:
         self._client, self._store = client, store
         self._shards: dict[str, dict[str, KnownShard]] = {}  # by model and id
         self._next_offset = 0
-        self._lineage: dict[str, frozenset[str]] = {}  # by the champion's digest
+        self._lineage: dict[str, tuple[str, frozenset[str]]] = {}  # by model: the champion's digest, and its shards
         self._marks: dict[str, Any] = {}
         self._facts: dict[tuple[str, str], Facts] = {}
 
@@ -185,7 +185,7 @@ class Knowledge:
         state = self._state(model)
         versions = msgspec.json.decode(state["versions"], type=list[Version]) if state else []
         champion = next((one for one in versions if one.version == state["champion"]), None) if state else None
-        used = self._used(champion)
+        used = self._used(model, champion)
         mine = self._shards.get(model, {}).values()
         old = [shard for shard in mine if shard.ref.shard_id in used]
         return Facts(
@@ -251,16 +251,16 @@ class Knowledge:
         )
         return BaseRegistered(**found[0]) if found else None
 
-    def _used(self, champion: Version | None) -> frozenset[str]:
+    def _used(self, model: str, champion: Version | None) -> frozenset[str]:
         """Ids of the shards that the champion and its ancestors learned from or were judged on."""
         if champion is None:
             return frozenset()
-        if champion.digest not in self._lineage:
+        digest, used = self._lineage.get(model, ("", frozenset[str]()))
+        if digest != champion.digest:
             sets: list[ShardSet | None] = [champion.new_data, champion.replay_data]
-            self._lineage[champion.digest] = frozenset(
-                ref.shard_id for shards in sets for ref in get_shard_set(self._store, shards)
-            )
-        return self._lineage[champion.digest]
+            used = frozenset(ref.shard_id for shards in sets for ref in get_shard_set(self._store, shards))
+            self._lineage[model] = champion.digest, used
+        return used
 
     def _disagreement(self, model: str) -> Disagreement:
         found = rows(
