@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from schemas import events as e
@@ -20,6 +21,8 @@ MODEL = "support"
 
 
 class StandInEngine:
+    dtype = "float32"
+
     def load(self, name: str, folder: Path) -> None:
         pass
 
@@ -59,10 +62,13 @@ class Registry:
         self.versions.append(
             example(e.Version, MODEL, version=number, digest=f"{number:064x}", path=self.path, base="base", base_digest=self.base.digest)
         )
-        state: e.ModelStateChanged = example(
-            e.ModelStateChanged, MODEL, champion=number, previous=number - 1, epoch=number, versions=[*self.versions], base="base"
-        )
+        state = self.state(number)
         self.follower._take(state)
+        return state
+
+    def state(self, number: int) -> e.ModelStateChanged:
+        about = {"champion": number, "previous": number - 1, "epoch": number, "versions": [*self.versions], "base": "base"}
+        state: e.ModelStateChanged = example(e.ModelStateChanged, MODEL, **about)
         return state
 
     def wait(self, seconds: float) -> None:
@@ -132,3 +138,18 @@ def test_a_replica_that_starts_while_the_store_is_away_answers_once_it_is_back(r
     registry.away = False
     registry.wait(3)
     assert registry.follower.ready() and registry.follower.champions() == {MODEL: 1}
+
+
+def test_a_promotion_to_another_base_and_the_way_back_each_find_their_engine(registry: Registry) -> None:
+    registry.follower._take(registry.base)
+    registry.follower.at_end()
+    registry.promote(1)
+    other = msgspec.structs.replace(registry.base, model="other", digest="5" * 64)
+    registry.follower._take(other)
+    registry.versions.append(msgspec.structs.replace(registry.versions[0], version=2, digest=f"{2:064x}", base="other", base_digest=other.digest))
+    after = registry.state(2)
+    registry.follower._take(after)
+    assert (registry.follower.champion(MODEL).version, registry.follower.champion(MODEL).base) == (2, "other")
+    registry.follower._take(msgspec.structs.replace(after, champion=1, previous=2, epoch=3))
+    assert (registry.follower.champion(MODEL).version, registry.follower.champion(MODEL).base) == (1, "base")
+    assert registry.follower.loaded(MODEL, 2) is not None, "the one before stays at hand"
