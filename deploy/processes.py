@@ -133,7 +133,10 @@ def _monitor(settings: Settings, stop: threading.Event) -> None:
     where = addresses(settings)
     migrate(connect(where.clickhouse))
     note_policies(connect(where.clickhouse), settings.models)
-    measurer = Measurer(connect(where.clickhouse), settings.models, kafka.producer(where.bootstrap, linger_ms=0))
+    measurer = Measurer(
+        connect(where.clickhouse), settings.models, kafka.producer(where.bootstrap, linger_ms=0),
+        key=split_key(identity_secret(settings)),
+    )  # fmt: skip
     _in_thread(measurer.run, stop)
     _say_ready(settings, GROUP)
     erased = Erased(where.bootstrap, identity_secret(settings), _store(settings))

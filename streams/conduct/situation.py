@@ -22,7 +22,7 @@ from schemas.policy import ModelPolicy
 from streams.artifacts import ArtifactStore, get_shard_set
 from streams.clickhouse import rows
 from streams.monitor.intervals import wilson
-from streams.planning import FIRST, Disagreement, disagreement
+from streams.planning import FIRST, LEAST_UNITS, Disagreement, disagreement
 
 # How many of the last answers tell whether a drift is over.
 LAST_ANSWERS = 500
@@ -316,16 +316,23 @@ class Knowledge:
         return found[0]["recent_quality"] if found else None
 
     def recovery(self, model: str, version: int, since_ms: int) -> Recovery | None:
-        """How a version does on its last scored answers given after then, each person counted alike."""
+        """How a version does on its last scored answers given after then, each person counted alike; where these are
+        few, each conversation."""
+        found = self._recovery(model, version, since_ms, "subject_id")
+        if found is not None and found.people < LEAST_UNITS:
+            return self._recovery(model, version, since_ms, "conversation_id")
+        return found
+
+    def _recovery(self, model: str, version: int, since_ms: int, person: str) -> Recovery | None:
         found = rows(
             self._client,
             "SELECT sum(n) AS answers, count() AS people, avg(share) AS quality FROM ("
-            "  SELECT subject_id, count() AS n, avg(correct) AS share FROM ("
-            "    SELECT subject_id, correct FROM tuneloop.scored_answers WHERE model = {model:String} "
+            f"  SELECT {person}, count() AS n, avg(correct) AS share FROM ("
+            f"    SELECT {person}, correct FROM tuneloop.scored_answers WHERE model = {{model:String}} "
             "      AND version = {version:Int64} AND by_alias "
             "      AND answered_at > fromUnixTimestamp64Milli({since:Int64}, 'UTC') "
             "    ORDER BY scored_at DESC, _partition DESC, _offset DESC LIMIT {last:Int64}) "
-            "  GROUP BY subject_id)",
+            f"  GROUP BY {person})",
             model=model, version=version, since=since_ms, last=LAST_ANSWERS,
         )
         if not found or not found[0]["people"]:

@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 
 from schemas.codec import now_ms
 from schemas.events import DriftDetected, PerformanceMeasured
-from schemas.identity import drift_id
+from schemas.identity import drift_id, subject_key
 from schemas.policy import ModelPolicy
 from streams import kafka, metrics
 from streams.clickhouse import rows
@@ -48,10 +48,11 @@ class Measurer:
     """Looks at ClickHouse and says what it sees; one thread of the monitor process."""
 
     def __init__(
-        self, client: Client, policies: Mapping[str, ModelPolicy], producer: Producer, clock: Callable[[], int] = now_ms
+        self, client: Client, policies: Mapping[str, ModelPolicy], producer: Producer,
+        clock: Callable[[], int] = now_ms, key: bytes = b"",
     ) -> None:  # fmt: skip
-        """`clock` gives Unix ms."""
-        self._clock = clock
+        """`clock` gives Unix ms. `key` (`schemas.identity.split_key`) tells the subjects that many people share."""
+        self._clock, self._key = clock, key
         self._client, self._policies, self._producer = client, policies, producer
         self._said: dict[tuple[str, int], PerformanceMeasured] = {}
         self._judged: dict[tuple[str, int, int], int] = {}
@@ -110,7 +111,7 @@ class Measurer:
         armed_ms = self._armed_ms(model, version)
         if self._already_alarmed(model, version, armed_ms):
             return None
-        answers = self._outcomes(model, version)
+        answers = self._by_people(model, self._outcomes(model, version))
         if self._judged.get((model, version, armed_ms)) == len(answers):
             return None
         self._judged[model, version, armed_ms] = len(answers)
@@ -137,11 +138,29 @@ class Measurer:
         )
         return int(found[0]["ms"]) if found[0]["n"] else 0
 
+    def _by_people(self, model: str, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers, those of a subject under which many people speak each by its conversation."""
+        names = self._shared_names(model)
+        shared = {one for one in {row["subject_id"] for row in answers} if self._is_shared(names, model, one)}
+        if not shared:
+            return answers
+        return [
+            {**row, "subject_id": row["conversation_id"]} if row["subject_id"] in shared else row for row in answers
+        ]  # fmt: skip
+
+    def _shared_names(self, model: str) -> set[str]:
+        """What stands for the subjects that are shared (`SubjectShared`)."""
+        query = "SELECT subject_key FROM tuneloop.subject_shared WHERE model = {model:String}"
+        return {row["subject_key"] for row in rows(self._client, query, model=model)} if self._key else set()
+
+    def _is_shared(self, names: set[str], model: str, subject: str) -> bool:
+        return bool(names) and subject_key(self._key, model, subject) in names
+
     def _outcomes(self, model: str, version: int) -> list[dict[str, Any]]:
         return rows(
             self._client,
-            "SELECT correct, subject_id, toUnixTimestamp64Milli(answered_at) AS answered_ms, _partition, _offset "
-            "FROM tuneloop.scored_answers "
+            "SELECT correct, subject_id, conversation_id, toUnixTimestamp64Milli(answered_at) AS answered_ms, "
+            "  _partition, _offset FROM tuneloop.scored_answers "
             "WHERE model = {model:String} AND version = {version:Int64} AND by_alias "
             "ORDER BY scored_at, _partition, _offset",
             model=model, version=version,
@@ -191,19 +210,29 @@ class Measurer:
 
     def _quality(self, model: str) -> list[dict[str, Any]]:
         """By version the last day's people, each with their share of right answers: `good` is the sum of these."""
+        names, since = self._shared_names(model), self._clock() - DAY_MS
+        often = rows(
+            self._client,
+            "SELECT DISTINCT subject_id FROM tuneloop.scored_answers WHERE model = {model:String} "
+            "AND answered_at > fromUnixTimestamp64Milli({since:Int64}, 'UTC')",
+            model=model, since=since,
+        ) if names else []  # fmt: skip
+        shared = [row["subject_id"] for row in often if self._is_shared(names, model, row["subject_id"])]
         return rows(
             self._client,
             "SELECT version, sum(n) AS quality_n, count() AS quality_people, sum(share) AS good, "
             "  arraySlice(arrayReverseSort(x -> x.1, groupArray((last, latest))), 1, {people:Int64}) AS lately, "
             "  length(lately) AS recent_people, arraySum(arrayMap(x -> length(x.2), lately)) AS recent_n, "
             "  arraySum(arrayMap(x -> arrayAvg(x.2), lately)) AS recent_good "
-            "FROM (SELECT version, subject_id, count() AS n, avg(correct) AS share, max(answered_at) AS last, "
+            "FROM (SELECT version, count() AS n, "
+            "        if(has({shared:Array(String)}, subject_id), conversation_id, subject_id) AS person, "
+            "        avg(correct) AS share, max(answered_at) AS last, "
             "        arrayMap(x -> toInt64(x.2), arraySlice(arrayReverseSort(x -> x.1, "
             "          groupArray((answered_at, correct))), 1, {answers:Int64})) AS latest "
             "      FROM tuneloop.scored_answers WHERE model = {model:String} AND by_alias "
-            "        AND answered_at > fromUnixTimestamp64Milli({since:Int64}, 'UTC') GROUP BY version, subject_id) "
+            "        AND answered_at > fromUnixTimestamp64Milli({since:Int64}, 'UTC') GROUP BY version, person) "
             "GROUP BY version",
-            model=model, since=self._clock() - DAY_MS, people=RECENT_PEOPLE, answers=RECENT_ANSWERS,
+            model=model, shared=shared, since=since, people=RECENT_PEOPLE, answers=RECENT_ANSWERS,
         )
 
     def _publish(self, event: Any, **attributes: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from schemas import events as e
+from schemas.identity import subject_key
 from schemas.policy import ModelPolicy
 from streams import kafka, sink
 from streams.clickhouse import connect
@@ -18,10 +19,11 @@ from streams.monitor.land import ClickHouseStore
 from streams.monitor.measure import Measurer, note_policies
 from tests.broker import Mark, Running, fresh, group_from, lag, mark, publish, since
 from tests.examples import example
+from tests.ids import SPLIT_KEY
 
 POLICY = ModelPolicy()
 DRIFT, PERFORMANCE = "monitor.drift", "monitor.performance"
-TOPICS = ["usage.inferences", "usage.feedback", "models.registry", DRIFT]
+TOPICS = ["usage.inferences", "usage.feedback", "models.registry", "training.shards", DRIFT]
 
 
 class Bench:
@@ -45,7 +47,8 @@ class Bench:
         person each, where `fields` name nobody."""
         outs: list[Out] = []
         for _ in range(n):
-            served = example(e.InferenceServed, self.model, version=version, **fields)
+            talk = {"conversation_id": fresh("talk")}
+            served = example(e.InferenceServed, self.model, version=version, **talk | fields)
             right = self._random.random() < quality
             scored = e.FeedbackGiven(inference_id=served.inference_id, metric_name="correct", value=right)
             outs += [kafka.out(served, source="test"), kafka.out(scored, source="test", partition=1)]
@@ -66,8 +69,13 @@ class Bench:
         with Running(lambda stop: sink.run(self.bootstrap, self._group, TOPICS, store, stop)) as running:
             running.until(lambda: lag(self.bootstrap, self._group, *TOPICS) == 0, what="lag 0")
 
+    def shared(self, subject: str) -> None:
+        name = subject_key(SPLIT_KEY, self.model, subject)
+        publish(self.bootstrap, [kafka.out(e.SubjectShared(model=self.model, subject_key=name, rows=200), source="test")])
+
     def measurer(self) -> Measurer:
-        return Measurer(connect(self.url), {self.model: POLICY}, kafka.producer(self.bootstrap, linger_ms=0))
+        producer = kafka.producer(self.bootstrap, linger_ms=0)
+        return Measurer(connect(self.url), {self.model: POLICY}, producer, key=SPLIT_KEY)
 
     def said(self, topic: str) -> list[tuple[Any, Any]]:
         decoded = [kafka.decode(record) for record in since(self.bootstrap, topic, self.start)]
@@ -207,3 +215,19 @@ def test_no_alarm_rests_on_a_quality_that_is_unknown_any_more(bench, monkeypatch
     assert bench.measurer().look_for_drift(bench.model, POLICY) is None and bench.said(DRIFT) == []
     monkeypatch.setattr(measure, "quality_of", lambda client, model: judged(500, 25, 500))
     assert bench.measurer().look_for_drift(bench.model, POLICY) is not None
+
+
+def test_of_a_subject_that_many_people_share_conversations_are_counted(bench) -> None:
+    """`user="api"`: all answers are one subject's, and a fall is found all the same."""
+    bench.shared("api")
+    bench.answers(250, 0.93, subject_id="api")
+    bench.land()
+    assert bench.measurer().look_for_drift(bench.model, POLICY) is None
+    bench.answers(150, 0.4, subject_id="api")
+    bench.land()
+    alone = Measurer(connect(bench.url), {bench.model: POLICY}, kafka.producer(bench.bootstrap))
+    assert alone.look_for_drift(bench.model, POLICY) is None, "one person raises none"
+    (said,) = bench.measurer().measure(bench.model, POLICY)
+    assert said.quality_people == 400
+    drift = bench.measurer().look_for_drift(bench.model, POLICY)
+    assert drift is not None and drift.people > 10

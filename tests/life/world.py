@@ -165,7 +165,7 @@ class World:
         self._conduct = ConductStep(
             "", policies, self._knowledge, self.store, clock=lambda: self.now, champion=self._champion_of
         )
-        self._measurer = Measurer(self._client, policies, self._producer, clock=lambda: self.now)  # type: ignore[arg-type]
+        self._measurer = Measurer(self._client, policies, self._producer, clock=lambda: self.now, key=SPLIT_KEY)  # type: ignore[arg-type]
         note_policies(self._client, policies)
         self._register_base(folder)
 

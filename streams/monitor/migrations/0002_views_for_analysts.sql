@@ -48,6 +48,7 @@ SELECT
     i.version AS version,
     i.inference_id AS inference_id,
     i.subject_id AS subject_id,
+    i.conversation_id AS conversation_id,
     -- Of live traffic. A request that names a version is somebody's try.
     NOT match(i.requested, '@[0-9]+$') AS by_alias,
     i.ts AS answered_at,
@@ -74,7 +75,7 @@ FROM
 ) AS f
 INNER JOIN
 (
-    SELECT model, version, inference_id, subject_id, requested, ts, finish_reason IN ('cancelled', 'error') AS cut_off
+    SELECT model, version, inference_id, subject_id, conversation_id, requested, ts, finish_reason IN ('cancelled', 'error') AS cut_off
     FROM tuneloop.inference_served FINAL
 ) AS i ON f.inference_id = i.inference_id
 INNER JOIN (SELECT model, quality_metric FROM tuneloop.model_policy FINAL) AS p ON p.model = i.model
