@@ -21,7 +21,7 @@ from deploy.shown import without_secrets
 
 # In the order of `--help`.
 VERBS = {
-    "lifecycle": ("up", "down", "status", "logs", "run"), "ask": ("sql", "why"), "connect": ("connect",),
+    "lifecycle": ("up", "down", "status", "logs", "rebuild", "run"), "ask": ("sql", "why"), "connect": ("connect",),
     "forget": ("forget",),
 }  # fmt: skip
 # The first module has the noun's application, which others add to.

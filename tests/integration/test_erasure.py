@@ -305,17 +305,15 @@ def test_an_error_of_an_erasure_names_nobody(kafka_bootstrap: str, store: Artifa
     assert str(told.value) == "OSError: no answer of /?param_subject=*&x for '*' (*)" and told.value.__suppress_context__
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
 def test_what_learned_from_rows_that_are_gone_is_named_in_the_receipt(
-    kafka_bootstrap: str, clickhouse_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, split: str
+    kafka_bootstrap: str, clickhouse_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version, a candidate and a job that had read them; none of each that had not, nor what they only judged; an
-    adapter that nobody named."""
+    """A version, a candidate and a job that had read them; none of each that had not; an adapter that nobody named."""
     monkeypatch.setattr(shards, "UNNAMED_AFTER_S", -1.0)
     monkeypatch.setattr(shards, "ORPHANED_AFTER_S", 0.0)
     model, jane = fresh("support"), fresh("jane")
     table = pa.Table.from_pylist(
-        [{"subject_id": who, "inference_id": "", "kind": "sft", "split": split, "completion": "x"} for who in (jane, "eve")],
+        [{"subject_id": who, "inference_id": "", "kind": "sft", "split": "train", "completion": "x"} for who in (jane, "eve")],
         schema=SHARD_SCHEMA,
     )
     path, digest, size = put_shard(store, model, fresh("shard"), table)
@@ -342,7 +340,7 @@ def test_what_learned_from_rows_that_are_gone_is_named_in_the_receipt(
     asked = {"event": msgspec.to_builtins(request(jane)), "asked_ms": 0, "id": "r"}
     work = child.Erasure(kafka_bootstrap, clickhouse_url, [], store, asked, lambda message: None)
     touched = work._touched(work._rewrite_shards())
-    learned = [(1, versions[0].digest), (0, candidates[0].digest)] if split == "train" else []
+    learned = [(1, versions[0].digest), (0, candidates[0].digest)]
     assert [(one.version, one.digest) for one in touched["adapters"] if one.model == model] == learned
     assert touched["jobs"] == [jobs[0].job_id] and touched["deleted"] == 1 and not store.files(unnamed)
     assert store.files("sorted") == []

@@ -121,13 +121,13 @@ def row(number: int, **fields: Any) -> dict[str, Any]:
             "submitted_ms": number, **hashes, **fields}  # fmt: skip
 
 
-def filled(store: ArtifactStore) -> e.ShardWritten:
+def filled(store: ArtifactStore, **fields: Any) -> e.ShardWritten:
     """A shard with a row about somebody, one by them, one of an answer to them, one with their unit, and somebody else's."""
     said = [
         row(0, subject_id=SOMEBODY, unit="conversation-1"), row(1, author=SOMEBODY), row(2, inference_id=answer("hers")),
         row(3, kind="asked", unit=SOMEBODY, subject_id="", completion=""), row(4, author="agent-7"),
     ]  # fmt: skip
-    table = pa.Table.from_pylist(said, schema=SHARD_SCHEMA)
+    table = pa.Table.from_pylist([{**one, **fields} for one in said], schema=SHARD_SCHEMA)
     path, digest, size = put_shard(store, "m", "shard-1", table)
     event = example(e.ShardWritten, "m", shard_id="shard-1", erased=0, replaces="")
     return msgspec.structs.replace(event, path=path, digest=digest, size_bytes=size, **counted(table))
@@ -233,9 +233,18 @@ def test_adapters(store: ArtifactStore) -> None:
     (after,) = shards.rewrite(store, [before], SOMEBODY, set(), "erasure-1")
     learned = put_shard_set(store, "support", [ref_of(before)])
     candidate: Callable[..., Any] = lambda data: example(e.CandidateTrained, "support", new_data=data)  # noqa: E731
-    other = put_shard_set(store, "support", [ref_of(msgspec.structs.replace(before, shard_id="shard-2"))])
+    other = put_shard_set(store, "support", [ref_of(msgspec.structs.replace(before, shard_id="shard-2", digest="1" * 64))])
     taught = [candidate(learned), candidate(other)]
-    assert [one.digest for one in shards.taught(store, [], taught, [after])] == [taught[0].digest]
+    assert after.replaces == before.digest
+    assert [one.digest for one in shards.taught(store, [], taught, "erasure-1")] == [taught[0].digest]
+    assert shards.taught(store, [], taught, "erasure-2") == []
+
+
+def test_whom_rows_only_judged_knows_nothing_of_them(store: ArtifactStore) -> None:
+    before = filled(store, split="test")
+    shards.rewrite(store, [before], SOMEBODY, set(), "erasure-1")
+    judged = example(e.CandidateTrained, "support", new_data=put_shard_set(store, "support", [ref_of(before)]))
+    assert shards.taught(store, [], [judged], "erasure-1") == []
 
 
 def test_all_topics_with_words_are_looked_through() -> None:
