@@ -58,7 +58,7 @@ check: $(TESTS)
 	@$(MAKE) --no-print-directory -j2 lint test-pure
 
 test-pure: $(TESTS)
-	@$(BIN)/python -m pytest tests/unit tests/contract -n 2
+	@$(BIN)/python -m pytest tests/unit tests/contract -n 2 -m "not long and not slow"
 
 lint: $(TESTS)
 	@$(BIN)/ruff check .

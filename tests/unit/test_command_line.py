@@ -54,6 +54,7 @@ def test_any_other_error_is_not_swallowed() -> None:
     assert expected(SettingsError("known")) == "known"
 
 
+@pytest.mark.slow
 def test_a_command_says_itself_what_went_wrong_with_kafka(tmp_path: Path) -> None:
     """And in one line: the client library's own log is for processes that have one."""
     asks = (

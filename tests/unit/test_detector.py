@@ -89,6 +89,7 @@ def test_a_threshold_below_zero_never_alarms() -> None:
 
 
 @pytest.mark.parametrize("quality", [0.93, 0.6])
+@pytest.mark.slow
 def test_mean_run_length_at_the_threshold_keeps_the_promise(quality: float) -> None:
     """The worst case the promise covers: quality exactly b - delta of that run's own baseline."""
     found = false_alarm_run_lengths(
@@ -99,12 +100,14 @@ def test_mean_run_length_at_the_threshold_keeps_the_promise(quality: float) -> N
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.05])
+@pytest.mark.slow
 def test_estimating_the_baseline_does_not_cost_the_promise(loss: float) -> None:
     """A baseline estimated too high would alarm early: an unchanged version, and one that lost just delta."""
     found = false_alarm_run_lengths(QUICK, 0.93, lambda _: 0.93 - loss, runs=150, horizon=2500, seed=5)
     assert found.mean >= 2 * QUICK.average_run_length
 
 
+@pytest.mark.slow
 def test_a_baseline_taken_as_exact_would_break_the_promise() -> None:
     """Why b is a lower bound. Where the promise holds, a tenth of it passes with at most 10% false alarms
     (Doob's inequality); with a bare mean taken as the baseline it is more."""
@@ -205,6 +208,7 @@ def test_intervals_of_nothing_and_of_the_impossible() -> None:
         lower_bound(5, 4)
 
 
+@pytest.mark.slow
 def test_the_simulation_prints_one_line_of_json() -> None:
     command = [sys.executable, "-m", "streams.monitor.simulate", "--runs", "1"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -33,6 +33,8 @@ from tests.unit.test_dataset import shard
 from tests.unit.test_dataset import stored as stored_row
 from trainers.rows import read_rows
 
+pytestmark = pytest.mark.slow
+
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}]
 SAID = {"role": "assistant", "content": "There."}
 OTHER = {"role": "assistant", "content": "Nowhere."}

@@ -37,6 +37,7 @@ def test_a_version_that_is_thirty_points_worse_is_undone_at_the_first_look() -> 
     assert undone >= 36
 
 
+@pytest.mark.slow
 def test_of_equal_versions_hardly_one_in_a_hundred_is_undone_over_all_looks() -> None:
     rng, undone = np.random.default_rng(1), 0
     for _ in range(60):

@@ -278,6 +278,7 @@ def test_ip() -> None:
 @pytest.mark.parametrize("mask", pii._MASKS, ids=[f"{kind} {number}" for number, (kind, *_) in enumerate(pii._MASKS)])
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_no_cheap_test_hides_what_its_pattern_finds(mask, data) -> None:
     _, possible, pattern, place = mask
     text = data.draw(st.from_regex(pattern))

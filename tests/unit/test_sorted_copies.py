@@ -23,6 +23,8 @@ from trainers.dataset import training_set
 from trainers.rows import Row, Rows, read_rows
 from trainers.work_child import job_data
 
+pytestmark = pytest.mark.slow
+
 MODEL = "support"
 ALL = Sample(MODEL, train=10**6, held=10**6)
 MONTH_MS = 31 * 86_400_000

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from streams.planning import required_n
 from trainers.gate.statistics import Comparison, non_inferiority, superiority
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 

@@ -150,6 +150,7 @@ def ever_promoted(rng: np.random.Generator, confidences: list[float]) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_hundred_equal_candidates_on_the_same_rows_are_seldom_promoted() -> None:
     rng, runs = np.random.default_rng(9), 250
     shared = [attempt_confidence(0.95, attempt) for attempt in range(1, 101)]
