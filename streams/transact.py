@@ -55,8 +55,8 @@ def run(
 ) -> None:
     """Run `step` over `topics` until `stop`; `after_commit` is for what only committed records may lead to.
 
-    `tick` is asked every `tick_s` while there is nothing to read and the partitions are this process's, for records
-    that follow from something else than a record; its state is rebuilt after an abort as the step's is.
+    `tick` is asked every `tick_s` while the partitions are this process's, for records that follow from something else
+    than a record; its state is rebuilt after an abort as the step's is.
 
     Raises `transaction.FencedError`, `transaction.RefusedError`, `KafkaException` (fatal errors only) and
     `LostMembershipError`.
@@ -84,20 +84,23 @@ def run(
             gather(client, batch, batch_records, linger_s, stop)
             watched.came_round()
             member.check()
-            if not batch and (tick is None or time.monotonic() < due_s or not client.assignment()):
+            ticking = tick is not None and time.monotonic() >= due_s and bool(client.assignment())
+            if not batch and not ticking:
                 idle_at = kafka.commit_idle(client, idle_at)
                 continue
-            if not batch:
-                due_s = time.monotonic() + tick_s
-            if (left := _commit(client, writer, step, batch, failures, tick)) is not None:
+            due_s = time.monotonic() + tick_s if ticking else due_s
+            for given in [batch] * bool(batch) + [[]] * ticking:
+                if batch and given is not batch:  # what the step has left has no position that a tick may commit
+                    break
+                if (left := _commit(client, writer, step, given, failures, tick)) is None:
+                    failures += 1
+                    batch.clear()
+                    writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
+                    step.assigned([(place.topic, place.partition) for place in assignment])
+                    break
                 failures = 0
                 after_commit()
-                batch[:] = left
-            else:
-                failures += 1
-                batch.clear()
-                writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
-                step.assigned([(place.topic, place.partition) for place in assignment])
+                given[:] = left
     finally:
         watched.close()
         client.close()

@@ -75,7 +75,7 @@ def summary(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--life", action="append", help="a name in tests/lives, or a file (may be repeated)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--days", type=int, default=0, help="no more days than these of each")
     parser.add_argument("--tell", action="store_true", help="with everything that happened")
     given = parser.parse_args()

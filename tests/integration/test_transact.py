@@ -354,3 +354,37 @@ def test_a_topic_that_is_not_there_is_not_an_empty_one(kafka_bootstrap) -> None:
     """State is rebuilt from topics: taking an absent one for empty would number every version from 1 again."""
     with pytest.raises(KafkaException, match="Unknown topic"):
         list(kafka.read_to_end(kafka_bootstrap, fresh("nowhere")))
+
+
+class Leaving(Plain):
+    """Deals with the first half of each batch and leaves the rest; its ticks say their number."""
+
+    ticks = 0
+
+    def handle(self, batch: list[Record]) -> list[Out]:
+        if len(batch) > 1:
+            del batch[len(batch) // 2 :]
+        return super().handle(batch)
+
+    def tick(self) -> list[Out]:
+        self.ticks += 1
+        return [Out(self._target, b"tick %d" % self.ticks, b"")]
+
+
+@pytest.mark.parametrize("step_type", [Plain, Leaving])
+def test_a_tick_has_its_turn_however_much_comes_in_and_commits_nothing_that_was_left(pipe, step_type) -> None:
+    bootstrap, source, _ = pipe
+    group, step = fresh("group"), step_type(bootstrap, pipe[2])
+    tick = Leaving.tick.__get__(step)  # type: ignore[attr-defined]
+    step.ticks = 0
+    with Running(loop(pipe, group, step, batch_records=10, tick=tick, tick_s=0.2)) as running:
+        began, number = time.monotonic(), N
+        while time.monotonic() - began < 3:
+            publish(bootstrap, [Out(source, b"k%d" % number, b"v", partition=number % 4)])
+            number += 1
+        running.until(done(pipe, group), what="lag 0")
+        running.until(lambda: step.ticks >= 5, what="five ticks")
+    said = keys_out(pipe)
+    ticks = [key for key in said if key.startswith(b"tick")]
+    assert len(set(ticks)) == len(ticks) >= 5
+    assert [key for key in said if not key.startswith(b"tick")] == expected(number)
