@@ -9,10 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from schemas.codec import ContractError, Envelope
 from schemas.topics import DEAD_LETTER_BYTES, MAX_REFUSED, dead_letters
 from streams import metrics
-from streams.kafka import Out, Record
+from streams.artifact_paths import ArtifactError
+from streams.kafka import Out, Record, decode
 
 log = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
@@ -80,6 +84,27 @@ class Budget:
         """Wait as long as that: to be called once a batch."""
         if wait_s := self.wait_s():
             time.sleep(wait_s)
+
+
+def events_of(
+    batch: Iterable[Record], group: str, budget: Budget, letters: list[Out],
+    check: Callable[[Any], None] = lambda event: None,
+) -> Iterator[tuple[Envelope, Any]]:  # fmt: skip
+    """The events of a batch, in order. A record that breaks the contract, or that `check` refuses with `ArtifactError`,
+    becomes one of the `letters`; after the last record it waits as long as the budget says."""
+    for record in batch:
+        if record.value is None:
+            continue
+        try:
+            envelope, event = decode(record)
+            check(event)
+        except (ContractError, ArtifactError) as error:
+            budget.count(refused=True)
+            letters.append(dead_letter(group, record, str(error)))
+            continue
+        budget.count(refused=False)
+        yield envelope, event
+    budget.slow_down()
 
 
 def dead_letter(group: str, record: Record, reason: str, exception: str = "ContractError") -> Out:

@@ -31,9 +31,9 @@ from schemas.events import (
 )
 from schemas.policy import ModelPolicy
 from streams import kafka, registry
-from streams.artifact_paths import ArtifactError, check_content_path
+from streams.artifact_paths import check_content_path
 from streams.artifacts import ArtifactStore
-from streams.dead_letters import Budget, dead_letter
+from streams.dead_letters import Budget, events_of
 from streams.kafka import Out, Record
 from streams.registry import Outcome
 from streams.unreadable import readable
@@ -88,19 +88,8 @@ class RegisterStep:
 
     def handle(self, batch: list[Record]) -> list[Out]:
         outs: list[Out] = []
-        for record in batch:
-            if record.value is None:
-                continue
-            try:
-                envelope, event = kafka.decode(record)
-                _check_paths(event)
-            except (ContractError, ArtifactError) as error:
-                self._budget.count(refused=True)
-                outs.append(dead_letter(GROUP, record, str(error)))
-                continue
-            self._budget.count(refused=False)
+        for envelope, event in events_of(batch, GROUP, self._budget, outs, _check_paths):
             outs += self._on(envelope, event)
-        self._budget.slow_down()
         return outs
 
     def _on(self, envelope: Envelope, event: Any) -> list[Out]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.events import ShardRef
 from schemas.shards import SHARD_SCHEMA, no_rows
+from schemas.topics import DAY_MS
 from streams.artifacts import ArtifactStore
 from streams.prepare.near import PERMUTATIONS, similarities
 from streams.prepare.people import MADE_UP
@@ -30,7 +31,7 @@ LONGEST_CLASS = 64
 BAND_BYTES = 4
 # A class that was given at least so often has ended when it was not given for over a week, though by its share of what
 # was said before so many of it were to be expected since.
-CLASS_ROWS, ENDED_AFTER_MS, ENDED_EXPECTED = 5, 8 * 86_400_000, 20
+CLASS_ROWS, ENDED_AFTER_MS, ENDED_EXPECTED = 5, 8 * DAY_MS, 20
 _TURN = ("role", "content")
 
 

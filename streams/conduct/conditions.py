@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from schemas.policy import ModelPolicy
+from schemas.topics import DAY_MS
 from streams.conduct.ledger import Job
 from streams.conduct.situation import End, Facts
-from streams.conduct.triggers import DAY_MS, Attempt
+from streams.conduct.triggers import Attempt
 from streams.planning import LEAST_UNITS, plan
 
 # After a refusal a job waits for this many times the new examples that the refused one had.

@@ -8,7 +8,6 @@ What became of a job others say (`work`, `gate`, `register`); the conductor asks
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -43,7 +42,6 @@ class Job:
 
     said: JobRequested
     asked_ms: int
-    correlation_id: str = ""
 
     @property
     def id(self) -> str:
@@ -64,13 +62,6 @@ class Ledger:
     _jobs: dict[str, dict[str, Job]] = field(default_factory=lambda: defaultdict(dict))
     _looks: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, said: Iterable[tuple[Envelope, msgspec.Struct]]) -> Ledger:
-        ledger = cls()
-        for envelope, event in said:
-            ledger.apply(envelope, event)
-        return ledger
-
     def apply(self, envelope: Envelope, event: msgspec.Struct) -> None:
         if isinstance(event, TriggerOpened):
             self._ordinals[event.model] = max(self._ordinals[event.model], event.ordinal)
@@ -82,7 +73,7 @@ class Ledger:
             self._open.pop(event.trigger_id, None)
         elif isinstance(event, JobRequested):
             jobs = self._jobs[event.model]
-            jobs.setdefault(event.job_id, Job(event, envelope.time_ms, envelope.correlation_id))
+            jobs.setdefault(event.job_id, Job(event, envelope.time_ms))
             while len(jobs) > KEPT_JOBS:
                 del jobs[next(iter(jobs))]
         elif isinstance(event, ReviewRequested):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from schemas.codec import ContractError, Envelope, now_ms
+from schemas.codec import Envelope, now_ms
 from schemas.events import (
     DriftDetected,
     HoldRequested,
@@ -34,14 +34,15 @@ from schemas.events import (
 )
 from schemas.identity import content_hash, job_id
 from schemas.policy import ModelPolicy
+from schemas.topics import DAY_MS
 from streams import kafka
 from streams.artifact_paths import ArtifactError
 from streams.artifacts import ArtifactStore, put_shard_set
 from streams.conduct.conditions import History, TrainerBudget, least_examples, trainer_waits, waits_for
 from streams.conduct.ledger import Ledger, Trigger
 from streams.conduct.situation import LOST_AFTER_MS, End, Facts, Knowledge
-from streams.conduct.triggers import DAY_MS, PRIORITY, Attempt, asked_for, attempts, over, recovered, trigger_id
-from streams.dead_letters import Budget, dead_letter
+from streams.conduct.triggers import PRIORITY, Attempt, Closing, asked_for, attempts, over, recovered, trigger_id
+from streams.dead_letters import Budget, events_of
 from streams.kafka import Out, Record
 from streams.register import read_registry
 from streams.unreadable import readable
@@ -111,19 +112,9 @@ class ConductStep:
 
     def handle(self, batch: list[Record]) -> list[Out]:
         outs: list[Out] = []
-        for record in batch:
-            if record.value is None:
-                continue
-            try:
-                envelope, event = kafka.decode(record)
-            except ContractError as error:
-                self._budget.count(refused=True)
-                outs.append(dead_letter(GROUP, record, str(error)))
-                continue
-            self._budget.count(refused=False)
+        for envelope, event in events_of(batch, GROUP, self._budget, outs):
             self._note(envelope, event)
             outs += self._on(envelope, event)
-        self._budget.slow_down()
         return outs
 
     def _on(self, envelope: Envelope, event: Any) -> list[Out]:
@@ -256,7 +247,7 @@ class ConductStep:
         subject = f"{model}@{facts.champion.version}"
         return [self._out(event, subject, facts.champion.correlation_id, "", event.review_id)]
 
-    def _recovered(self, trigger: Trigger) -> Any:
+    def _recovered(self, trigger: Trigger) -> Closing | None:
         threshold = self._drifts.get(trigger.said.drift_id)
         if trigger.kind != "drift" or threshold is None:
             return None
@@ -292,8 +283,8 @@ class ConductStep:
         return History(self._ledger.jobs(model), self._ends)
 
     def _request(self, attempt: Attempt, facts: Facts) -> list[Out]:
-        number, live = len(self._ledger.jobs(facts.model)), self._live_quality(facts)
-        job = request(facts, self._policies[facts.model], attempt, self._store, number, live)
+        policy, live = self._policies[facts.model], self._live_quality(facts)
+        job = request(facts, policy, attempt, self._store, self._clock(), live)
         for one in attempt.answers:
             self._said.pop(one.id, None)
         log.info("%s: %s asked for (%s)", job.model, job.job_id, job.reason)
@@ -314,11 +305,12 @@ class ConductStep:
 
 
 def request(
-    facts: Facts, policy: ModelPolicy, attempt: Attempt, store: ArtifactStore, number: int, live: float | None
+    facts: Facts, policy: ModelPolicy, attempt: Attempt, store: ArtifactStore, asked_ms: int, live: float | None
 ) -> JobRequested:  # fmt: skip
     """The job that an attempt becomes, all inputs resolved to digests.
 
-    `number` tells it from others of the same inputs; `facts.base` must be known. Raises `ArtifactError`.
+    When it is asked for (Unix ms) tells it from others of the same inputs; `facts.base` must be known. Raises
+    `ArtifactError`.
     """
     assert facts.base is not None, "a trigger without a base is still waiting"
     parent = None if attempt.from_base else facts.champion
@@ -330,7 +322,7 @@ def request(
     digests = [new_data.digest, replay_data.digest if replay_data else ""]
     identity = job_id(
         facts.model, facts.base.digest, parent.digest if parent else "", digests, "lora", policy.recipe,
-        f"{attempt.lead.id}/{number}",
+        f"{attempt.lead.id}/{asked_ms}",
     )
     return JobRequested(
         model=facts.model, job_id=identity, reason=attempt.reason, base=policy.base, base_path=facts.base.path,

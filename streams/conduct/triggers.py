@@ -13,14 +13,16 @@ from datetime import UTC, datetime
 from schemas.events import TriggerOpened
 from schemas.identity import content_hash
 from schemas.policy import ModelPolicy, must_be_better
+from schemas.topics import DAY_MS
 from streams.conduct.ledger import Job, Trigger
 from streams.conduct.situation import End, Facts, Recovery
+from streams.planning import LEAST_UNITS
 
 # Which goes first where one trainer has several to choose from, and whose rule holds where a job answers several.
 PRIORITY = ("initial", "drift", "person", "erasure", "base", "volume", "age")
-DAY_MS = 86_400_000
-# Of a drift that is over: so many answers of so many people since, and their quality surely above its threshold.
-RECOVERED_ANSWERS, RECOVERED_PEOPLE = 100, 20
+# Of a drift that is over: so many answers since, of as many people as any judgement needs, and surely above its
+# threshold.
+RECOVERED_ANSWERS = 100
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def over(trigger: Trigger, facts: Facts, policy: ModelPolicy, jobs: Mapping[str,
 
 def recovered(recovery: Recovery | None, threshold: float) -> Closing | None:
     """Whether the answers since a drift show that there is none, or none any more."""
-    if recovery is None or recovery.answers < RECOVERED_ANSWERS or recovery.people < RECOVERED_PEOPLE:
+    if recovery is None or recovery.answers < RECOVERED_ANSWERS or recovery.people < LEAST_UNITS:
         return None
     if recovery.low <= threshold:
         return None

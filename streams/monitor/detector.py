@@ -33,10 +33,10 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+from schemas.topics import DAY_MS
 from streams.monitor.intervals import lower_bound
 
 SMALLEST_BASELINE = 100
-DAY_MS = 86_400_000
 SHORTEST_RUN = 100  # far above the few units of evidence that right answers alone can gather
 # A bet f is λ = f / (1 - m0), the best bet against quality having fallen to (1 - f) · m0; f < 1 keeps M positive.
 BETS = (0.05, 0.1, 0.2, 0.4, 0.7)

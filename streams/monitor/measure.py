@@ -23,9 +23,10 @@ from schemas.codec import now_ms
 from schemas.events import DriftDetected, PerformanceMeasured
 from schemas.identity import drift_id, subject_key
 from schemas.policy import ModelPolicy
+from schemas.topics import DAY_MS
 from streams import kafka, metrics
 from streams.clickhouse import rows
-from streams.monitor.detector import DAY_MS, Alarm, Detector, DetectorSettings
+from streams.monitor.detector import Alarm, Detector, DetectorSettings
 from streams.monitor.intervals import wilson
 from streams.monitor.known import quality_of
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-DAY_MS = 86_400_000
+from schemas.topics import DAY_MS
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -698,3 +698,18 @@ def test_the_ledger_keeps_a_bounded_number_of_jobs() -> None:
         job = example(JobRequested, "support", job_id=f"job-{number}")
         ledger.apply(Envelope(f"e{number}", "JobRequested", "conduct", number), job)
     assert len(ledger.jobs("support")) == KEPT_JOBS and ledger.jobs()[0].id == "job-5"
+
+
+def test_jobs_of_the_same_inputs_stay_different_ones_however_many_there_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A year of them: the first are no longer remembered."""
+    monkeypatch.setattr("streams.conduct.ledger.KEPT_JOBS", 2)
+    world = World(tmp_path)
+    world.drift()
+    world.examples(200)
+    for _ in range(4):
+        world.tick()
+        world.end(world.jobs()[-1], "void")
+        world.now += SECOND
+    assert len({job.job_id for job in world.jobs()}) == len(world.jobs()) == 4
