@@ -84,23 +84,20 @@ def run(
             gather(client, batch, batch_records, linger_s, stop)
             watched.came_round()
             member.check()
-            ticking = tick is not None and time.monotonic() >= due_s and bool(client.assignment())
-            if not batch and not ticking:
+            due = tick if time.monotonic() >= due_s and client.assignment() else None
+            if not batch and due is None:
                 idle_at = kafka.commit_idle(client, idle_at)
                 continue
-            due_s = time.monotonic() + tick_s if ticking else due_s
-            for given in [batch] * bool(batch) + [[]] * ticking:
-                if batch and given is not batch:  # what the step has left has no position that a tick may commit
-                    break
-                if (left := _commit(client, writer, step, given, failures, tick)) is None:
-                    failures += 1
-                    batch.clear()
-                    writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
-                    step.assigned([(place.topic, place.partition) for place in assignment])
-                    break
+            due_s = time.monotonic() + tick_s if due else due_s
+            if (left := _commit(client, writer, step, batch, failures, due)) is not None:
                 failures = 0
                 after_commit()
-                given[:] = left
+                batch[:] = left
+            else:
+                failures += 1
+                batch.clear()
+                writer, assignment = transaction.start_over(client, bootstrap, transactional_id)
+                step.assigned([(place.topic, place.partition) for place in assignment])
     finally:
         watched.close()
         client.close()
@@ -129,12 +126,13 @@ def _commit(
     client: Consumer, writer: Producer, step: Step, batch: list[Record], failures: int,
     tick: Callable[[], list[Out]] | None,
 ) -> list[Record] | None:  # fmt: skip
-    """One batch in one transaction, or what `tick` says without one. What of it is left for the next; None = to be done
-    again after starting over."""
+    """In one transaction what `tick` says, where it is due, and a batch, where there is one. What of this is left for
+    the next; None = to be done again after starting over."""
     began, given = time.monotonic(), list(batch)
     failpoints.hit("transact.gathered")
     try:
-        outs = tick() if tick is not None and not batch else step.handle(batch)
+        # The tick first: what a batch leads to must not be lost where a tick starts its state over.
+        outs = [*(tick() if tick else ()), *(step.handle(batch) if batch else ())]
     except KafkaException as error:  # what it reads besides its batch comes from the same broker
         if error.args[0].fatal():
             raise
