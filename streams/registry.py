@@ -214,8 +214,12 @@ def on_review(state: ModelStateChanged | None, found: ReviewReached, judges: Col
 
 
 def _unmarked(state: ModelStateChanged, previous: int) -> int | None:
-    """`previous`, or the newest before it, that learned from nothing that was erased since; None without."""
+    """`previous`, or the newest before it that was not undone, that learned from nothing that was erased since; None
+    without."""
     if previous == 0:  # the base learned from nobody
         return 0
-    before = [one.version for one in state.versions if one.version <= previous and not one.erasures]
+    before = [
+        one.version for one in state.versions
+        if not one.erasures and (one.version == previous or (one.version < previous and one.status != "rolled-back"))
+    ]  # fmt: skip
     return max(before, default=None)

@@ -212,6 +212,14 @@ def test_nothing_is_rolled_back_to_what_learned_from_the_erased() -> None:
     assert after(on_rollback(marked, RollbackRequested(model="support", to_version=2))).champion == 2
 
 
+def test_what_was_undone_once_is_not_gone_back_to_in_place_of_a_marked_version() -> None:
+    state = after(on_review(promoted(2), reviewed(promoted(2))))
+    state = after(on_verdict(state, verdict("d3", 1), "c"))
+    state = after(on_verdict(state, verdict("d4", 3), "c"))
+    marked = after(on_erasure(state, receipt("d3")))
+    assert after(on_review(marked, reviewed(marked))).champion == 1, "2 was undone, 3 learned from the erased"
+
+
 def receipt(digest: str, erasure: str = "erasure-1") -> ErasureCompleted:
     return ErasureCompleted(
         erasure_id=erasure, subject_hash="h", tombstones={}, shards=1, rows=1,
