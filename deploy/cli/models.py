@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,12 @@ from streams.monitor.known import quality_of
 from streams.register import read_registry
 from streams.registry import find
 
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+# The share right, and of how many answers.
+Live = tuple[float | None, int | None]
+NOT_MEASURED: Live = (None, None)
 app = typer.Typer(no_args_is_help=True, help="Models and their versions.")
 
 
@@ -28,42 +34,46 @@ def _states() -> dict[str, ModelStateChanged]:
 def ls(format: Format = Format.table) -> None:
     """Every version of every configured model, with its live quality."""
     states = _states()
+    live: dict[tuple[str, int], Live] = {}
+
+    def ask(client: Client) -> list[str]:
+        live.update(_live(client))
+        return live_quality.unknown(client, context.settings.models)
+
+    unknown = live_quality.in_time(lambda: context.clickhouse(writes=False), ask)
     table: list[dict[str, Any]] = []
     for name, policy in context.settings.models.items():
         state = states.get(name)
         champion = state.champion if state else 0
-        live = _live(name)
         table.append(_row(name, 0, champion, policy.base, None, live))
         table += [_row(name, v.version, champion, v.base, v, live) for v in (state.versions if state else [])]
     show(table, format)
-    tell_unknown = lambda client: live_quality.unknown(client, context.settings.models)  # noqa: E731
-    for line in live_quality.in_time(lambda: context.clickhouse(writes=False), tell_unknown):
+    for line in unknown:
         err.print(line)
     for name, state in states.items():
         if state.held:
             err.print(f"{name} is held ({state.held}); `tuneloop models resume {name}` lets it go on")
 
 
-def _live(model: str) -> dict[int, tuple[float | None, int | None]]:
-    """How each version did when it was last measured: the share right, and of how many answers."""
-    query = (
-        "SELECT version, argMax(tuple(recent_quality), ts).1 AS quality, argMax(recent_n, ts) AS n "
-        "FROM tuneloop.performance_measured WHERE model = {model:String} GROUP BY version"
+def _live(client: Client) -> dict[tuple[str, int], Live]:
+    """How each version of each model did when it was last measured."""
+    found = rows(
+        client,
+        "SELECT model, version, argMax(tuple(recent_quality), ts).1 AS quality, argMax(recent_n, ts) AS n "
+        "FROM tuneloop.performance_measured GROUP BY model, version",
     )
-    ask = lambda client: rows(client, query, model=model)  # noqa: E731
-    found = live_quality.in_time(lambda: context.clickhouse(writes=False), ask)
-    return {row["version"]: (row["quality"], row["n"]) for row in found}
+    return {(row["model"], row["version"]): (row["quality"], row["n"]) for row in found}
 
 
 def _row(
-    model: str, version: int, champion: int, base: str, entry: Version | None,
-    live: dict[int, tuple[float | None, int | None]],
+    model: str, version: int, champion: int, base: str, entry: Version | None, live: dict[tuple[str, int], Live]
 ) -> dict[str, Any]:  # fmt: skip
+    quality, n = live.get((model, version), NOT_MEASURED)
     status = "champion" if version == champion else (entry.status if entry else "base")
     return {
         "version": f"{model}@{version}", "status": status, "base": base,
-        "adapter": entry.digest[:12] if entry else None, "live_quality": live.get(version, (None, None))[0],
-        "n": live.get(version, (None, None))[1], "job": entry.job_id if entry else None,
+        "adapter": entry.digest[:12] if entry else None, "live_quality": quality, "n": n,
+        "job": entry.job_id if entry else None,
     }  # fmt: skip
 
 
@@ -92,7 +102,7 @@ def show_model(
         digest=entry.digest,
     )
     checks = json.loads(found[0]["checks"]) if found else []
-    live = _live(model).get(entry.version, (None, None))
+    live = _live(client).get((model, entry.version), NOT_MEASURED)
     facts = {**_facts(model, entry, live), "quality is known": quality_of(client, model).why or "yes"}
     if format is Format.json:
         show([{**facts, "checks": checks}], format)
@@ -109,7 +119,7 @@ def _show_lineage(found: dict[str, Any], format: Format) -> None:
     show(version_lineage.shard_table(found), format)
 
 
-def _facts(model: str, entry: Version, live: tuple[float | None, int | None]) -> dict[str, Any]:
+def _facts(model: str, entry: Version, live: Live) -> dict[str, Any]:
     return {
         "version": f"{model}@{entry.version}", "status": entry.status, "base": entry.base, "adapter": entry.digest,
         "path": entry.path, "job": entry.job_id, "drift": entry.drift_id or None,
