@@ -19,13 +19,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from serving.adapter_config import AdapterConfig, AdapterConfigError, read_adapter_config
+from serving.errors import AdapterError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-
-class AdapterError(Exception):
-    """An adapter cannot be loaded or used; the message says which and why."""
 
 
 @dataclass(frozen=True)

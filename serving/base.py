@@ -14,16 +14,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from serving.errors import EngineError
 from serving.model_files import ModelFilesError, check_model_files
 from serving.prompts import encode_prompt
 from serving.slots import ATTENTION, SlotCache, Step, Turn, pack
 
 PROBE = ({"role": "user", "content": "What is a probe for, and how would you answer one?"},)
 SMALL_PARAMETERS = 100_000_000  # below this, a second CPU thread costs more at its barriers than it computes
-
-
-class EngineError(Exception):
-    """The engine cannot do what was asked; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 
-from serving.adapters import AdapterError, read_adapter
-from serving.base import EngineError, choose_threads, load_base
+from serving.adapters import read_adapter
+from serving.base import choose_threads, load_base
 from serving.detokenize import TextStream
+from serving.errors import PromptError
 from serving.holders import Holders
 from serving.lora import AdapterBank
 from serving.prompts import ControlTokenError, encode_prompt
@@ -27,35 +28,10 @@ from serving.slots import SlotCache, Turn, pack
 from serving.step_loop import EngineClosed, StepLoop
 from serving.ticket import Generated, Request, RequestCancelled, Ticket
 
-__all__ = [
-    "AdapterError", "Engine", "EngineClosed", "EngineError", "Generated", "PromptError", "Request",
-    "RequestCancelled", "Ticket", "same_fingerprint", "tolerance",
-]  # fmt: skip
+__all__ = ["Engine", "EngineClosed", "Generated", "Request", "RequestCancelled", "Ticket"]
 FINGERPRINT_LOGITS = 32
 # A token has four characters of English or so. What has more than this for each token that fits is never tokenised.
 CHARACTERS_PER_TOKEN = 16
-
-
-class PromptError(EngineError):
-    """The prompt or a sampling parameter cannot be served as it stands."""
-
-
-def same_fingerprint(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-3) -> bool:
-    """Whether two fingerprints agree: no difference exceeds `tolerance` times the largest logit (or 1).
-
-    The default is for float32 on both sides: other CPUs, thread counts and batch sizes stay far below it, while two
-    adapters that hardly differ exceed it. Of other number types (trained on a GPU, served on a CPU) `tolerance` is
-    0.05, which no longer tells such adapters apart.
-    """
-    if len(a) != len(b) or not a:
-        return False
-    largest = max(1.0, *(abs(value) for value in (*a, *b)))
-    return all(abs(x - y) <= tolerance * largest for x, y in zip(a, b, strict=True))
-
-
-def tolerance(*dtypes: str) -> float:
-    """What fingerprints of these number types may differ by (`same_fingerprint`); "" = not said, taken for float32."""
-    return 1e-3 if set(dtypes) <= {"float32", ""} else 5e-2
 
 
 class Engine:

@@ -1,9 +1,21 @@
-"""Errors as an OpenAI client reads them: a status, a sentence, and the field it is about."""
+"""What the engine raises, and errors as an OpenAI client reads them: a status, a sentence, the field it is about."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+
+class EngineError(Exception):
+    """The engine cannot do what was asked; the message says why."""
+
+
+class PromptError(EngineError):
+    """The prompt or a sampling parameter cannot be served as it stands."""
+
+
+class AdapterError(Exception):
+    """An adapter cannot be loaded or used; the message says which and why."""
 
 
 @dataclass

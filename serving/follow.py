@@ -14,16 +14,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from schemas.events import AdapterLoaded, BaseRegistered, ModelStateChanged, Version
 from schemas.policy import ModelPolicy
-from serving.engine import AdapterError, Engine, EngineError, same_fingerprint, tolerance
+from serving.errors import AdapterError, EngineError
+from serving.fingerprint import same_fingerprint, tolerance
 from streams import kafka
 from streams.artifacts import ArtifactError, ArtifactStore
 from streams.registry import find
 from streams.unreadable import readable
+
+if TYPE_CHECKING:
+    from serving.engine import Engine
 
 log = logging.getLogger(__name__)
 TOPIC = "models.registry"

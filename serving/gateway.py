@@ -24,8 +24,8 @@ from schemas.identity import InferenceIds, partition_of, subject_of_request
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
 from serving import answers
-from serving.engine import AdapterError, EngineClosed, Generated, PromptError, Request, Ticket
-from serving.errors import ApiError, bad_request, not_found
+from serving.engine import EngineClosed, Generated, Request, Ticket
+from serving.errors import AdapterError, ApiError, PromptError, bad_request, not_found
 from serving.follow import Follower, Route, RouteError
 from serving.metrics import ReplicaMetrics
 from serving.recorder import Recorder

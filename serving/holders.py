@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from serving.adapters import AdapterError
+from serving.errors import AdapterError
 
 LOADING, LOADED, LEAVING, GONE = "loading", "loaded", "leaving", "gone"
 

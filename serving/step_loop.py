@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from serving.base import Base, EngineError
+from serving.base import Base
+from serving.errors import EngineError
 from serving.lora import AdapterBank
 from serving.rows import Row, Rows
 from serving.sampling import choose

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from serving.base import EngineError
+from serving.errors import EngineError
 
 
 class RequestCancelled(EngineError):

@@ -8,17 +8,43 @@ stands.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 
-from schemas.events import ShardRef, ShardSet
+from schemas.events import JobRequested, ShardRef, ShardSet
 from schemas.policy import MOST_TEST_ROWS, ModelPolicy
-from streams.artifacts import ArtifactStore, get_shard_set
+from streams import sorted_copies
+from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set
 from streams.sorted_copies import Sample
 from trainers.dataset import TrainingSet, training_set
 from trainers.rows import JudgingRow, Rows, judging_rows, read_rows
 
+log = logging.getLogger(__name__)
 # Some of what is opened turns out to be of no use: overruled, a hold-out's question, more than one may say.
 TAUGHT_SLACK, HELD_SLACK = 2.0, 1.25
+
+
+class JobError(RuntimeError):
+    """A job cannot be done as it was asked for; the message says why."""
+
+
+def job_data(
+    job: JobRequested, policy: ModelPolicy, store: ArtifactStore, new: list[ShardRef], replay: list[ShardRef]
+) -> TrainingSet:
+    """The rows a job trains on; what came since the last job is sorted first, for this one and all that follow.
+
+    Raises `JobError` where there is none, and `ArtifactError`.
+    """
+    try:
+        sorted_copies.sort(store, job.model, replay)
+    except (ArtifactError, OSError) as error:  # a full disk; the job opens more files, and goes on
+        log.warning("%s: old rows are not sorted: %s", job.job_id, error)
+    data = taught_rows(store, job.model, job.job_id, new, replay, policy)
+    if not data.rows:
+        raise JobError(f"{job.new_data.shards} shards hold no training example")
+    for why, count in data.left_out.items():
+        log.info("%s: %d rows are left out: %s", job.job_id, count, why)
+    return data
 
 
 def taught_rows(

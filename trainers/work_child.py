@@ -6,7 +6,6 @@ Kafka client; whoever spawned it publishes.
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -16,24 +15,17 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import JobRequested, ShardRef
+from schemas.events import JobRequested
 from schemas.policy import ModelPolicy
 from serving.base import PROBE
 from serving.engine import Engine
-from streams import sorted_copies
-from streams.artifacts import ArtifactError, ArtifactStore, open_store, put_shard_set
+from streams.artifacts import ArtifactStore, open_store, put_shard_set
 from streams.losses import TRAINED_KINDS, as_they_stand, is_void, losses, reason
 from trainers import sft
-from trainers.dataset import TrainingSet
-from trainers.opened import taught_rows
+from trainers.opened import JobError, job_data
 from trainers.row_files import places, put_table
 
-log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
-
-
-class JobError(RuntimeError):
-    """A job cannot be done as it was asked for; the message says why."""
 
 
 def make(*artifacts: str) -> Callable[[Any, Report], dict[str, Any]]:
@@ -92,22 +84,6 @@ def train(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
             }
         ),
     }
-
-
-def job_data(
-    job: JobRequested, policy: ModelPolicy, store: ArtifactStore, new: list[ShardRef], replay: list[ShardRef]
-) -> TrainingSet:
-    """The rows a job trains on; what came since the last job is sorted first, for this one and all that follow."""
-    try:
-        sorted_copies.sort(store, job.model, replay)
-    except (ArtifactError, OSError) as error:  # a full disk; the job opens more files, and goes on
-        log.warning("%s: old rows are not sorted: %s", job.job_id, error)
-    data = taught_rows(store, job.model, job.job_id, new, replay, policy)
-    if not data.rows:
-        raise JobError(f"{job.new_data.shards} shards hold no training example")
-    for why, count in data.left_out.items():
-        log.info("%s: %d rows are left out: %s", job.job_id, count, why)
-    return data
 
 
 def recipe_of(overrides: dict[str, float]) -> sft.Recipe:

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from schemas import events as e
 from schemas.policy import ModelPolicy
 from serving.adapter_config import AdapterConfigError, read_adapter_config
-from serving.adapters import AdapterError, Fit, read_adapter
+from serving.adapters import Fit, read_adapter
+from serving.errors import AdapterError
 from serving.follow import Follower, RouteError
 from streams.artifacts import folder_digest
 from tests.examples import example

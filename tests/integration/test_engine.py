@@ -17,16 +17,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from serving.engine import (
-    AdapterError,
-    Engine,
-    EngineClosed,
-    EngineError,
-    PromptError,
-    Request,
-    RequestCancelled,
-    same_fingerprint,
-)
+from serving.engine import Engine, EngineClosed, Request, RequestCancelled
+from serving.errors import AdapterError, EngineError, PromptError
+from serving.fingerprint import same_fingerprint
 from serving.prompts import encode_prompt
 from tests.tiny_model import make_tiny_adapter, make_tiny_base, make_tiny_tokenizer
 

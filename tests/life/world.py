@@ -24,7 +24,7 @@ from schemas import events as e
 from schemas.identity import InferenceIds
 from schemas.policy import ModelPolicy
 from schemas.topics import BY_NAME
-from serving.engine import PromptError
+from serving.errors import PromptError
 from streams import kafka
 from streams.artifacts import ArtifactError, get_shard_set
 from streams.clickhouse import connect
@@ -49,8 +49,8 @@ from tests.life.plan import DAY_MS, Asking, Life, Question
 from tests.stores import store_at
 from trainers.gate import asking, judge
 from trainers.gate.validate import GateJob, attempts
+from trainers.opened import JobError, job_data
 from trainers.row_files import places, put_table
-from trainers.work_child import JobError, job_data
 from trainers.worker import WorkJob
 
 BEGAN_MS = 1_767_225_600_000  # 2026-01-01

@@ -20,8 +20,8 @@ from streams.sorted_copies import FOLDER, Sample
 from tests.examples import example
 from tests.unit.test_dataset import shard, stored
 from trainers.dataset import training_set
+from trainers.opened import job_data
 from trainers.rows import Row, Rows, read_rows
-from trainers.work_child import job_data
 
 pytestmark = pytest.mark.slow
 

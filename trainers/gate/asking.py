@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from schemas.events import CandidateTrained, Version
 from schemas.policy import ModelPolicy
-from serving.engine import Engine, PromptError, Request, Ticket, same_fingerprint, tolerance
+from serving.engine import Engine, Request, Ticket
+from serving.errors import PromptError
+from serving.fingerprint import same_fingerprint, tolerance
 from streams.artifacts import ArtifactStore
 from trainers.gate.parts import Part
 from trainers.rows import JudgingRow

@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.events import CandidateTrained, Check, ModelStateChanged, ReviewRequested, Version
 from schemas.policy import ModelPolicy
-from serving.engine import AdapterError, EngineError
+from serving.errors import AdapterError, EngineError
 from streams.artifacts import ArtifactError, ArtifactStore, get_shard_set, open_store
 from streams.losses import TRAINED_KINDS, is_void, losses
 from streams.losses import reason as why_void
@@ -21,11 +21,11 @@ from streams.registry import anchor_of, find
 from trainers.gate.asking import Player, RefusedError, answering, player
 from trainers.gate.checks import Checks, Judged
 from trainers.gate.known import unknown_because
-from trainers.gate.parts import Part, parted
-from trainers.gate.review import review
+from trainers.gate.parts import RECENT, Part, parted
+from trainers.gate.review import asked_since, surely_worse
 from trainers.opened import judged_rows
 from trainers.row_files import places, put_table
-from trainers.rows import Rows
+from trainers.rows import Rows, read_rows
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -43,7 +43,7 @@ def judge(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
     if "review" in request:
         asked = msgspec.convert(request["review"], ReviewRequested)
         state = msgspec.convert(request["state"], ModelStateChanged)
-        return review(asked, state, msgspec.convert(request["policy"], ModelPolicy), store, report)
+        return look_back(asked, state, msgspec.convert(request["policy"], ModelPolicy), store, report)
     candidate = msgspec.convert(request["candidate"], CandidateTrained)
     policy = msgspec.convert(request["policy"], ModelPolicy)
     state = msgspec.convert(request["state"], ModelStateChanged | None)
@@ -60,6 +60,31 @@ def judge(request: Any, report: Report, store: ArtifactStore) -> dict[str, Any]:
         return void
     erasures = {*lost_rows(candidate, store), *(parent.erasures if parent else [])}
     return {**result, "champion_version": _number(champion), "erasures": sorted(erasures)}
+
+
+def look_back(
+    asked: ReviewRequested, state: ModelStateChanged, policy: ModelPolicy, store: ArtifactStore,
+    report: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What a look back on a promotion finds: {worse, reason, checks}. Raises what the store and the engine raise."""
+    champion, previous = find(state, asked.version), find(state, asked.previous)
+    if champion is None or state.champion != asked.version or (asked.previous and previous is None):
+        return _nothing(f"version {state.champion} serves now")
+    rows = read_rows(store, get_shard_set(store, asked.data), (), policy.corrections)
+    tests = asked_since(rows, asked.since_ms)
+    if why := unknown_because((*rows.said, *rows.confirmed)):
+        return _nothing(why)
+    before = player(previous) if previous else Player(champion.base_digest)
+    with answering((player(champion), before), policy, store) as answers:
+        (part,), _ = answers.askable([Part(RECENT, tuple(tests), False)])
+        say = lambda done, of: report({"phase": "evaluating", "step": done, "steps": of})  # noqa: E731
+        new, old = answers.right((player(champion), before), part.rows, say)
+    check = surely_worse(part.rows, new, old, policy, live=asked.live_quality, look=asked.look)
+    return {"worse": not check.passed, "reason": check.reason, "checks": msgspec.to_builtins([check])}
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"worse": False, "reason": reason, "checks": []}
 
 
 def lost_rows(candidate: CandidateTrained, store: ArtifactStore) -> dict[str, int]:

@@ -9,52 +9,20 @@ weighted such that the new version is right among them as often as it is live; w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import msgspec
 import numpy as np
 
-from schemas.events import Check, ModelStateChanged, ReviewRequested
+from schemas.events import Check
 from schemas.policy import ModelPolicy
-from streams.artifacts import ArtifactStore, get_shard_set
 from streams.planning import LEAST_UNITS, attempt_confidence
-from streams.registry import find
-from trainers.gate.asking import Player, answering, player
 from trainers.gate.checks import Judged, Scores, weights_of
 from trainers.gate.clusters import clusters
-from trainers.gate.known import unknown_because
-from trainers.gate.parts import RECENT, Part
 from trainers.gate.statistics import superiority
-from trainers.rows import JudgingRow, Rows, read_rows
+from trainers.rows import JudgingRow, Rows
 
 MOST_ASKED, FEWEST_ASKED = 200, 50
-
-
-def review(
-    asked: ReviewRequested, state: ModelStateChanged, policy: ModelPolicy, store: ArtifactStore,
-    report: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:  # fmt: skip
-    """{worse, reason, checks}. Raises what the store and the engine raise."""
-    champion, previous = find(state, asked.version), find(state, asked.previous)
-    if champion is None or state.champion != asked.version or (asked.previous and previous is None):
-        return _nothing(f"version {state.champion} serves now")
-    rows = read_rows(store, get_shard_set(store, asked.data), (), policy.corrections)
-    tests = asked_since(rows, asked.since_ms)
-    if why := unknown_because((*rows.said, *rows.confirmed)):
-        return _nothing(why)
-    before = player(previous) if previous else Player(champion.base_digest)
-    with answering((player(champion), before), policy, store) as answers:
-        (part,), _ = answers.askable([Part(RECENT, tuple(tests), False)])
-        say = lambda done, of: report({"phase": "evaluating", "step": done, "steps": of})  # noqa: E731
-        new, old = answers.right((player(champion), before), part.rows, say)
-    check = surely_worse(part.rows, new, old, policy, live=asked.live_quality, look=asked.look)
-    return {"worse": not check.passed, "reason": check.reason, "checks": msgspec.to_builtins([check])}
-
-
-def _nothing(reason: str) -> dict[str, Any]:
-    return {"worse": False, "reason": reason, "checks": []}
 
 
 def asked_since(rows: Rows, since_ms: int) -> list[JudgingRow]:

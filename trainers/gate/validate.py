@@ -1,8 +1,7 @@
 """`gate`, the model validation service's parent side: takes candidates, publishes verdicts.
 
 Reads `models.candidates` and, to know the champion, `models.registry`; writes `models.verdicts` and
-`training.progress`. The judging happens in a warm child (`trainers.gate.judge`), and so does looking back on promotions
-(`trainers.gate.review`).
+`training.progress`. The judging happens in a warm child (`trainers.gate.judge`), as does looking back on promotions.
 """
 
 from __future__ import annotations
