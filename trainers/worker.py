@@ -48,10 +48,10 @@ class WorkJob:
     def _superseded(self, job: JobRequested) -> str:
         """Why a job is not worth its time any more; "" where it is. A group that lost its place reads all of the past
         again."""
-        asked = [one for _, one in readable(kafka.read_to_end(self._bootstrap, TOPIC)) if one.model == job.model]
-        at = [one.job_id for one in asked].index(job.job_id) if any(one.job_id == job.job_id for one in asked) else -1
-        if 0 <= at < len(asked) - 1:
-            return f"a later job was asked for: {asked[-1].job_id}"
+        said = readable(kafka.read_to_end(self._bootstrap, TOPIC))
+        *before, last = [one.job_id for _, one in said if one.model == job.model] or [job.job_id]
+        if job.job_id in before and last != job.job_id:
+            return f"a later job was asked for: {last}"
         state = read_registry(self._bootstrap)[0].get(job.model)
         serves = find(state, state.champion) if state else None
         if job.parent_digest and (serves is None or serves.digest != job.parent_digest):
