@@ -29,7 +29,7 @@ _STEPS = (
 
 def chain(client: Client, identity: str) -> list[dict[str, Any]]:
     """Every event of the chain that `identity` belongs to, oldest first; empty where it is unknown."""
-    correlation = _correlation(client, identity)
+    correlation = _correlation(client, identity) if identity else ""  # what has no id of some kind has this one
     if not correlation:
         return []
     parts = [

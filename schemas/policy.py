@@ -5,8 +5,6 @@ Plain frozen values, read once from the settings file (`deploy.settings`) and ha
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from schemas.names import Name
@@ -93,28 +91,29 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in self.thresholds:
             if name not in scores:
                 raise ValueError(f"thresholds: {name!r} is not a float metric; those are: {', '.join(scores) or '-'}")
-        for name, (least, most) in _WITHIN.items():
+        for name, (least, most) in WITHIN.items():
             value = getattr(self, name)
             if not least <= value <= most:
-                wanted = f"between {least:g} and {most:g}" if most < math.inf else f"{least:g} or more"
-                raise ValueError(f"{name}: expected {wanted}, got {value}")
+                raise ValueError(f"{name}: expected between {least:,} and {most:,}, got {value}")
         if self.validation_share + self.test_share >= 1:
             left = self.validation_share + self.test_share
             raise ValueError(f"validation_share and test_share: {left:g} of all rows judge, and none would teach")
 
 
-# The least and the most of each number: beyond them something ends later, far from the setting.
-_WITHIN: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, 1_000_000), "max_prompt_tokens": (1, 10_000_000), "min_initial_examples": (1, math.inf),
-    "min_new_examples": (1, math.inf), "max_age_days": (1, math.inf), "cooldown_s": (0, math.inf),
-    "max_jobs_per_day": (1, math.inf), "job_limit_s": (1, math.inf), "verdict_limit_s": (1, math.inf),
-    "silent_limit_s": (10, math.inf), "replay_share": (0, 1), "max_replay_examples": (0, math.inf),
+_MANY, _YEAR_S = 1_000_000_000, 31_536_000
+# The least and the most of each number: beyond them something ends later, far from the setting (a date that no calendar
+# has, a count that no column holds).
+WITHIN: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 1_000_000), "max_prompt_tokens": (1, 10_000_000), "min_initial_examples": (1, _MANY),
+    "min_new_examples": (1, _MANY), "max_age_days": (1, 36_500), "cooldown_s": (0, _YEAR_S),
+    "max_jobs_per_day": (1, _MANY), "job_limit_s": (1, _YEAR_S), "verdict_limit_s": (1, _YEAR_S),
+    "silent_limit_s": (10, _YEAR_S), "replay_share": (0, 1), "max_replay_examples": (0, _MANY),
     "max_retention_loss": (0.001, 1), "min_holdout_examples": (1, MOST_TEST_ROWS), "confidence": (0.5001, 0.9999),
     "max_live_loss": (0.001, 1),
     "review_answers": (60, 100_000), "review_days": (0, 3_650),
-    "baseline_answers": (100, math.inf), "tolerated_loss": (0.001, 0.999),
+    "baseline_answers": (100, _MANY), "tolerated_loss": (0.001, 0.999),
     "false_alarm_days": (1, 100_000), "validation_share": (0, 1), "test_share": (0, 1),
-    "max_rows_per_subject": (1, math.inf), "near_duplicate_similarity": (0.01, 1),
+    "max_rows_per_subject": (1, _MANY), "near_duplicate_similarity": (0.01, 1),
 }  # fmt: skip
 
 

@@ -170,6 +170,11 @@ def test_why_knows_the_chain_by_any_of_its_ids(system: System, asked_by: str) ->
     assert sorted(told) == sorted([*main_line, "job_ended", "decision_made", "requests", "trigger_closed"])
 
 
+def test_why_knows_nothing_of_no_id(system: System) -> None:
+    said = system.cli("why", "")
+    assert said.code == 1 and "nothing is known of ''" in said.err
+
+
 def test_why_prints_the_chain_on_one_screen(system: System) -> None:
     said = system.cli("why", f"{MODEL}@2")
     assert said.code == 0, said.err

@@ -28,13 +28,14 @@ from schemas.events import (
     TriggerOpened,
     Version,
 )
-from schemas.policy import TRIGGERS, ModelPolicy
+from schemas.policy import TRIGGERS, WITHIN, ModelPolicy
 from streams import kafka
 from streams.artifacts import ArtifactStore
 from streams.conduct.conditions import TrainerBudget
 from streams.conduct.ledger import KEPT_JOBS, Ledger
 from streams.conduct.situation import End, Facts, HeldRows, KnownShard, Recovery
 from streams.conduct.step import ConductStep
+from streams.conduct.triggers import yet_to_come
 from streams.kafka import Out
 from tests.broker import landed
 from tests.examples import example
@@ -713,3 +714,19 @@ def test_jobs_of_the_same_inputs_stay_different_ones_however_many_there_were(
         world.end(world.jobs()[-1], "void")
         world.now += SECOND
     assert len({job.job_id for job in world.jobs()}) == len(world.jobs()) == 4
+
+
+@pytest.mark.parametrize(("end", "name"), [(end, name) for name in WITHIN for end in (0, 1) if "_share" not in name])
+def test_the_conductor_bears_the_least_and_the_most_of_every_setting(tmp_path: Path, end: int, name: str) -> None:
+    kind = type(getattr(ModelPolicy(), name))
+    world = World(tmp_path, triggers=["drift", "volume", "age"], **{name: kind(WITHIN[name][end])})
+    world.drift()
+    world.examples(200)
+    world.tick()
+    for job in world.jobs():
+        world.end(job, "failed")
+    world.now += DAY
+    world.examples(200)
+    world.tick()
+    (policy,) = world.policies.values()
+    assert yet_to_come(world.known["support"], policy)["age"] and world.open()

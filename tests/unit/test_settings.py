@@ -84,10 +84,12 @@ def test_models_with_their_policies(tmp_path: Path) -> None:
         ("max_refused = -1", r"max_refused \(from .*tuneloop.toml\): expected 0 .no bound. to 1000000 records, got -1"),
         ("[models.support]\ncorrections = 'nobody'", "models.support: corrections: expected one of anyone, trusted, got 'nobody'"),
         ("[models.support]\nsmall_data = 'guess'", "models.support: small_data: expected one of widen, wait, got 'guess'"),
-        ("[models.support]\nmax_rows_per_subject = 0", "models.support: max_rows_per_subject: expected 1 or more, got 0"),
+        ("[models.support]\nmax_rows_per_subject = 0", "models.support: max_rows_per_subject: expected between 1 and 1,000,000,000, got 0"),
         ("[models.support]\nreplay_share = -1", "models.support: replay_share: .*got -1"),
-        ("[models.support]\nbaseline_answers = 50", "models.support: baseline_answers: expected 100 or more, got 50"),
+        ("[models.support]\nbaseline_answers = 50", "models.support: baseline_answers: expected between 100 and 1,000,000,000, got 50"),
         ("[models.support]\nmax_retention_loss = 0", "models.support: max_retention_loss: expected between 0.001 and 1, got 0"),
+        ("[models.support]\ncooldown_s = 1e12", "models.support: cooldown_s: expected between 0 and 31,536,000, got 1000000000000.0"),
+        ("[models.support]\njob_limit_s = inf", "models.support: job_limit_s: .*got inf"),
         ("[models.support]\nconfidence = 1.0", "models.support: confidence: expected between 0.5001 and 0.9999, got 1.0"),
         ("[models.support]\nfalse_alarm_days = nan", "models.support: false_alarm_days: .*got nan"),
         ("[models.support]\ntriggers = ['weather']", "models.support: triggers: expected some of drift, volume, .*got .'weather'."),
@@ -184,5 +186,5 @@ def test_more_test_rows_than_are_ever_asked_are_refused(tmp_path: Path) -> None:
     """Every candidate would be, for too few."""
     path = tmp_path / "tuneloop.toml"
     path.write_text("[models.support]\nmin_holdout_examples = 2001")
-    with pytest.raises(SettingsError, match="min_holdout_examples: expected between 1 and 2000, got 2001"):
+    with pytest.raises(SettingsError, match="min_holdout_examples: expected between 1 and 2,000, got 2001"):
         load({"config": str(path)}, {})
